@@ -1,0 +1,16 @@
+//! The wire contract of rpicluster: ids, topics, messages and limits.
+//!
+//! This crate does no I/O. Bytes from the network become typed values here, once; everything behind it works with
+//! [`Topic`], [`FromSlave`] and [`ToSlave`]. The page for people is `docs/protocol.md`; its examples are this crate's tests.
+
+mod id;
+pub mod limits;
+mod message;
+mod topic;
+
+pub use id::{IdError, RequestId, SessionId, SlaveId};
+pub use message::{
+    BadMessage, Details, Disk, Envelope, FromSlave, Info, Liveness, MessageError, Network, Part, SlaveDetails, State,
+    Throttled, Timestamp, ToSlave, Vitals, encode_from_slave, encode_to_slave, parse_from_slave, parse_to_slave,
+};
+pub use topic::{Downward, RootError, Topic, TopicError, TopicRoot, Upward};

@@ -1,0 +1,63 @@
+//! Every limit and rhythm of the wire contract, with its reason.
+
+use std::time::Duration;
+
+/// The protocol number a `state` carries. A master refuses another one by name.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest slave id in bytes: one DNS label, so that a host name fits.
+pub const SLAVE_ID_BYTES_MAX: usize = 63;
+
+/// Longest part of a slave id that is made from the host name: leaves room for `-` and four hex digits.
+pub const SLAVE_ID_HOST_BYTES_MAX: usize = 58;
+
+/// Longest request or session id in bytes.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// Longest topic root in bytes: the longest topic stays far below MQTT's 65,535.
+pub const TOPIC_ROOT_BYTES_MAX: usize = 128;
+
+/// Longest encoded message. The broker's packet limit is larger, so that topic and properties fit beside it.
+pub const MESSAGE_BYTES_MAX: usize = 48 * 1024;
+
+/// The broker's default limit on a whole MQTT packet.
+pub const PACKET_BYTES_MAX: usize = 64 * 1024;
+
+/// The longest piece of a peer's bytes that an error message or a log line repeats.
+pub const QUOTED_BYTES_MAX: usize = 120;
+
+/// How often a slave publishes `vitals`; any message is a sign of life.
+pub const VITALS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a slave publishes the tutorial's "I am still alive".
+pub const MESSAGE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// MQTT keep alive of a slave: a killed slave is noticed within 1.5 times this.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// A slave of which nothing at all came for this long is offline: three vitals missed.
+pub const PRESENCE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How many superseded sessions of a slave are remembered, so that their late wills are ignored.
+pub const SUPERSEDED_SESSIONS_MAX: usize = 8;
+
+/// At most one `bad_message` to a slave in this time: two faulty peers must not feed each other.
+pub const BAD_MESSAGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// At most one `slave_details` answer to a slave in this time: with 1,000 slaves it is the longest answer there is.
+pub const SLAVE_DETAILS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A slave waits a random time up to this before it answers `announce`, so that 1,000 do not answer at once.
+pub const ANNOUNCE_JITTER_MAX: Duration = Duration::from_secs(2);
+
+/// First and longest wait before a slave connects again (exponential, full jitter).
+pub const BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// See [`BACKOFF_MIN`].
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+const _: () = {
+    assert!(SLAVE_ID_HOST_BYTES_MAX + 5 == SLAVE_ID_BYTES_MAX);
+    assert!(MESSAGE_BYTES_MAX + TOPIC_ROOT_BYTES_MAX + SLAVE_ID_BYTES_MAX + 1024 < PACKET_BYTES_MAX);
+    assert!(PRESENCE_TIMEOUT.as_secs() >= 3 * VITALS_INTERVAL.as_secs());
+    assert!(BACKOFF_MIN.as_millis() < BACKOFF_MAX.as_millis());
+};
