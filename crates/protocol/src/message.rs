@@ -305,6 +305,12 @@ impl<M> Envelope<M> {
     }
 }
 
+impl<M> From<M> for Envelope<M> {
+    fn from(message: M) -> Self {
+        Envelope::new(message)
+    }
+}
+
 impl FromSlave {
     /// The leaf of the slave's topics where this type belongs.
     pub fn leaf(&self) -> Upward {

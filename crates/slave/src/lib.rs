@@ -1,1 +1,20 @@
+//! The slave agent as a library: it keeps a connection to the master's broker, says who it is and how it fares, and
+//! answers when it is asked to.
 //!
+//! [`Slave`] connects for ever; each connection is a session with an id and a will of its own. What a slave says and how
+//! it reacts is its [`Behaviour`]; the default is [`Agent`], which tells about this machine. Many slaves can run in one
+//! process.
+
+mod backoff;
+mod behaviour;
+mod config;
+mod outbox;
+mod session;
+mod slave;
+mod status;
+
+pub use behaviour::{Agent, Behaviour};
+pub use config::{ConfigError, MasterAddress, MasterAddressError, SlaveConfig};
+pub use outbox::{Outbox, OutboxError};
+pub use slave::{Slave, SlaveError};
+pub use status::{Status, query_status};

@@ -1,0 +1,291 @@
+//! A client by its id: what outlives its connections.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::codec::{QoS, reason};
+use crate::config::Limits;
+use crate::message::Message;
+use crate::subscriptions::Wish;
+
+/// One client id that is connected, or whose session or will is kept.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) id: Box<str>,
+    /// Unique in this run of the broker.
+    pub(crate) number: u64,
+    /// Held while a connection takes its place or its will is published, so that these come one after another.
+    pub(crate) gate: tokio::sync::Mutex<()>,
+    /// Signals that the connection has left.
+    pub(crate) vacated: Notify,
+    place: Mutex<Place>,
+    outbox: Mutex<Outbox>,
+    /// Signals the connection that its outbox needs it.
+    pub(crate) outbox_ready: Notify,
+}
+
+/// Whether a connection is there, and what waits while none is.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    pub(crate) connected: bool,
+    /// Kept between connections.
+    pub(crate) session: Option<Box<Session>>,
+    /// When the kept session ends.
+    pub(crate) expires: Option<Instant>,
+    /// The will of the last connection and when it is due.
+    pub(crate) will: Option<(Instant, Message)>,
+}
+
+/// A session's state (MQTT 3.1.2.4) without its queue. A connection owns it while it lasts.
+#[derive(Debug, Default)]
+pub(crate) struct Session {
+    pub(crate) subscriptions: HashMap<Box<str>, Wish>,
+    /// Sent at QoS 1 and 2 and not yet acknowledged, oldest first.
+    pub(crate) inflight: VecDeque<Inflight>,
+    /// Packet ids of QoS 2 messages received and not yet released.
+    pub(crate) received: HashSet<u16>,
+    /// The packet id given last.
+    pub(crate) last_packet_id: u16,
+}
+
+/// A message that its receiver has not acknowledged.
+#[derive(Debug)]
+pub(crate) struct Inflight {
+    pub(crate) packet_id: u16,
+    /// The message, or `None` once PUBREC came and PUBREL was sent.
+    pub(crate) queued: Option<Queued>,
+}
+
+/// A message that waits for its receiver.
+#[derive(Debug, Clone)]
+pub(crate) struct Queued {
+    pub(crate) message: Message,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+    pub(crate) subscription_ids: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    connected: bool,
+    /// The reason code with which the connection must end.
+    closing: Option<u8>,
+    queue: VecDeque<Queued>,
+    bytes: usize,
+}
+
+/// What became of a message for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Queued,
+    /// Queued in the place of this many messages at QoS 0.
+    Displaced(u64),
+    /// Dropped: the client is too slow.
+    Dropped,
+    /// Not kept: a message at QoS 0 for a client that is away.
+    Away,
+    /// The session must end: it cannot hold a message at QoS 1 or 2.
+    Overflow,
+}
+
+impl Client {
+    pub(crate) fn new(id: Box<str>, number: u64) -> Client {
+        Client {
+            id,
+            number,
+            gate: tokio::sync::Mutex::default(),
+            vacated: Notify::new(),
+            place: Mutex::default(),
+            outbox: Mutex::default(),
+            outbox_ready: Notify::new(),
+        }
+    }
+
+    pub(crate) fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the outbox for a new connection.
+    pub(crate) fn open_outbox(&self) {
+        let mut outbox = self.outbox();
+        outbox.connected = true;
+        outbox.closing = None;
+    }
+
+    /// Closes the outbox when its connection is gone. What waited at QoS 0 is lost with the connection.
+    pub(crate) fn close_outbox(&self, keep: bool) {
+        let mut outbox = self.outbox();
+        outbox.connected = false;
+        outbox.queue.retain(|queued| keep && queued.qos != QoS::AtMostOnce);
+        outbox.queue.shrink_to_fit();
+        outbox.bytes = outbox.queue.iter().map(|queued| queued.message.len()).sum();
+    }
+
+    /// Asks the connection to end with this reason code.
+    pub(crate) fn close(&self, reason: u8) {
+        self.outbox().closing.get_or_insert(reason);
+        self.outbox_ready.notify_one();
+    }
+
+    /// The reason code with which the connection must end, if it must.
+    pub(crate) fn closing(&self) -> Option<u8> {
+        self.outbox().closing
+    }
+
+    /// Queues a message for this client, within the limits.
+    pub(crate) fn push(&self, queued: Queued, limits: &Limits) -> Pushed {
+        let mut outbox = self.outbox();
+        let at_most_once = queued.qos == QoS::AtMostOnce;
+        if at_most_once && !outbox.connected {
+            return Pushed::Away;
+        }
+        if outbox.closing == Some(reason::QUOTA_EXCEEDED) {
+            return Pushed::Dropped;
+        }
+        let size = queued.message.len();
+        let mut displaced = 0;
+        while outbox.queue.len() >= limits.queue_messages || outbox.bytes + size > limits.queue_bytes {
+            match outbox.queue.front() {
+                Some(front) if front.qos == QoS::AtMostOnce => {
+                    outbox.bytes -= front.message.len();
+                    outbox.queue.pop_front();
+                    displaced += 1;
+                }
+                _ if at_most_once => return Pushed::Dropped,
+                _ => return Pushed::Overflow,
+            }
+        }
+        outbox.bytes += size;
+        outbox.queue.push_back(queued);
+        let wake = outbox.connected && outbox.queue.len() == 1;
+        drop(outbox);
+        if wake {
+            self.outbox_ready.notify_one();
+        }
+        if displaced > 0 { Pushed::Displaced(displaced) } else { Pushed::Queued }
+    }
+
+    /// Moves waiting messages into `taken` until they make up `bytes`, and no more than `window` at QoS 1 and 2.
+    pub(crate) fn take(&self, taken: &mut Vec<Queued>, bytes: usize, mut window: usize) {
+        let mut outbox = self.outbox();
+        let mut size = 0;
+        while size < bytes
+            && let Some(front) = outbox.queue.front()
+        {
+            if front.qos != QoS::AtMostOnce {
+                if window == 0 {
+                    break;
+                }
+                window -= 1;
+            }
+            size += front.message.len();
+            taken.extend(outbox.queue.pop_front());
+        }
+        outbox.bytes -= size;
+    }
+}
+
+impl Session {
+    /// A packet id that is not in use (MQTT 2.3.1). There is one: the window is smaller than the number of ids.
+    pub(crate) fn next_packet_id(&mut self) -> u16 {
+        loop {
+            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+            if !self.inflight.iter().any(|inflight| inflight.packet_id == self.last_packet_id) {
+                return self.last_packet_id;
+            }
+        }
+    }
+
+    /// PUBACK or PUBCOMP, or PUBREC with an error: the message is done. `false` if its id is unknown.
+    pub(crate) fn settle(&mut self, packet_id: u16) -> bool {
+        match self.inflight.iter().position(|inflight| inflight.packet_id == packet_id) {
+            Some(index) => self.inflight.remove(index).is_some(),
+            None => false,
+        }
+    }
+
+    /// PUBREC: from now on only PUBREL is sent again. `false` if its id is unknown.
+    pub(crate) fn released(&mut self, packet_id: u16) -> bool {
+        let found = self.inflight.iter_mut().find(|inflight| inflight.packet_id == packet_id);
+        found.map(|inflight| inflight.queued = None).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Clock, Parts};
+
+    fn queued(qos: QoS, payload: &str) -> Queued {
+        let parts = Parts {
+            topic: "t",
+            payload: payload.as_bytes(),
+            qos,
+            retain: false,
+            publisher: 0,
+            expiry: None,
+            properties: &[],
+        };
+        let message = Message::new(parts, Clock::start());
+        Queued { message, qos, retain: false, subscription_ids: Vec::new() }
+    }
+
+    fn limits(queue_messages: usize) -> Limits {
+        Limits { queue_messages, ..Limits::default() }
+    }
+
+    #[test]
+    fn a_full_outbox_drops_the_oldest_at_qos_0_and_never_one_at_qos_1() {
+        let client = Client::new("a".into(), 1);
+        client.open_outbox();
+        let limits = limits(2);
+        assert_eq!(client.push(queued(QoS::AtMostOnce, "1"), &limits), Pushed::Queued);
+        assert_eq!(client.push(queued(QoS::AtLeastOnce, "2"), &limits), Pushed::Queued);
+        assert_eq!(client.push(queued(QoS::AtMostOnce, "3"), &limits), Pushed::Displaced(1));
+        assert_eq!(client.push(queued(QoS::AtMostOnce, "4"), &limits), Pushed::Dropped);
+        assert_eq!(client.push(queued(QoS::AtLeastOnce, "5"), &limits), Pushed::Overflow);
+        let mut taken = Vec::new();
+        client.take(&mut taken, usize::MAX, 10);
+        let payloads: Vec<_> = taken.iter().map(|queued| queued.message.payload()).collect();
+        assert_eq!(payloads, [b"2", b"3"]);
+    }
+
+    #[test]
+    fn an_absent_client_keeps_only_what_is_above_qos_0() {
+        let client = Client::new("a".into(), 1);
+        client.open_outbox();
+        client.push(queued(QoS::AtMostOnce, "1"), &limits(9));
+        client.push(queued(QoS::AtLeastOnce, "2"), &limits(9));
+        client.close_outbox(true);
+        assert_eq!(client.push(queued(QoS::AtMostOnce, "3"), &limits(9)), Pushed::Away);
+        assert_eq!(client.push(queued(QoS::ExactlyOnce, "4"), &limits(9)), Pushed::Queued);
+        assert_eq!(client.outbox().queue.len(), 2);
+    }
+
+    #[test]
+    fn the_window_holds_back_qos_1_in_order() {
+        let client = Client::new("a".into(), 1);
+        client.open_outbox();
+        for payload in ["1", "2", "3"] {
+            client.push(queued(QoS::AtLeastOnce, payload), &limits(9));
+        }
+        let mut taken = Vec::new();
+        client.take(&mut taken, usize::MAX, 2);
+        assert_eq!((taken.len(), client.outbox().queue.len()), (2, 1));
+    }
+
+    #[test]
+    fn packet_ids_skip_those_in_use_and_0() {
+        let mut session = Session { last_packet_id: u16::MAX - 1, ..Session::default() };
+        session.inflight.push_back(Inflight { packet_id: 1, queued: None });
+        assert_eq!([session.next_packet_id(), session.next_packet_id()], [u16::MAX, 2]);
+        assert!(session.settle(1) && !session.settle(1));
+    }
+}

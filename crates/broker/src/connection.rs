@@ -1,0 +1,545 @@
+//! One client's connection after its CONNECT: bytes in, bytes out, and nothing that waits for somebody else.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+
+use crate::client::{Inflight, Queued};
+use crate::codec::{
+    Ack, CodecError, Delivered, Disconnect, PINGRESP, Packet, Publish, QoS, Subscribe, Unsubscribe, Version, decode,
+    encode_ack, encode_disconnect, encode_publish, encode_suback, encode_unsuback, reason, split_frame,
+};
+use crate::hub::{Attachment, Hub};
+use crate::message::{Message, Parts};
+use crate::router::RouterStopped;
+use crate::stats::Stats;
+use crate::subscriptions::Wish;
+
+/// How much is read at once, and about how much is encoded ahead of the socket.
+const CHUNK: usize = 16 * 1024;
+/// Above this much unsent output a client that does not read is not read from either.
+const OUTPUT_MAX: usize = 256 * 1024;
+/// How long a connection that is taken over may go on reading what had arrived (see rumqttd's loss of QoS 0 messages).
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// After this long without a byte nothing more had arrived: timers fire after the sockets were looked at.
+const DRAIN_QUIET: Duration = Duration::from_millis(1);
+/// How long a peer is given to read the last packet.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A timer that fires later than this says that the whole process was away; sockets are read before anybody is judged.
+const AWAY: Duration = Duration::from_millis(500);
+
+/// Everything a connection needs; it ends with [`Connection::run`].
+pub(crate) struct Connection<R, W> {
+    hub: Arc<Hub>,
+    attachment: Attachment,
+    settings: Settings,
+    read: R,
+    write: W,
+    /// Received bytes that do not make up a packet yet, or wait for what is held.
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// How much of `output` has been written.
+    written: usize,
+    held: Option<Held>,
+    last_received: Instant,
+    /// Since when the peer has not taken any output.
+    stalled_since: Option<Instant>,
+    taken: Vec<Queued>,
+}
+
+/// What CONNECT settled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) version: Version,
+    /// 1.5 times the keep alive (MQTT 3.1.2.10), or `None` if it is 0.
+    pub(crate) silence_max: Option<Duration>,
+    /// How many messages at QoS 1 and 2 may be in flight to the client.
+    pub(crate) window: u16,
+    /// The longest packet the client takes (MQTT 5).
+    pub(crate) packet_bytes_max: usize,
+}
+
+/// A packet whose effect has to wait; nothing after it is looked at until then.
+struct Held {
+    until: Pin<Box<dyn Future<Output = Result<(), RouterStopped>> + Send>>,
+    then: Then,
+}
+
+enum Then {
+    /// A PUBLISH was accepted.
+    Acknowledge { qos: QoS, packet_id: u16 },
+    /// Everything published before this SUBSCRIBE has arrived.
+    Subscribe { packet_id: u16, filters: Vec<(String, Wish)> },
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum End {
+    /// The client said goodbye.
+    #[error("disconnected")]
+    Disconnected,
+    /// The client said goodbye and wants its will published (MQTT 5).
+    #[error("disconnected with will")]
+    DisconnectedWithWill,
+    /// The socket was closed or broke.
+    #[error("connection lost")]
+    Lost,
+    /// The client broke the standard.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The broker ends the connection, with this reason code.
+    #[error("closed with reason code {0:#04x}")]
+    Closed(u8),
+    /// The peer did not read.
+    #[error("peer does not read")]
+    Stalled,
+    /// The router is gone.
+    #[error(transparent)]
+    Router(#[from] RouterStopped),
+}
+
+enum Event {
+    Written(std::io::Result<usize>),
+    Read(std::io::Result<usize>),
+    Outbox,
+    Settled(Result<(), RouterStopped>),
+    Timer,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
+    /// A connection whose CONNACK is the beginning of `output` and whose first unread bytes are `input`.
+    pub(crate) fn new(
+        hub: Arc<Hub>,
+        attachment: Attachment,
+        settings: Settings,
+        (read, write): (R, W),
+        input: Vec<u8>,
+        output: Vec<u8>,
+    ) -> Self {
+        Connection {
+            hub,
+            attachment,
+            settings,
+            read,
+            write,
+            input,
+            output,
+            written: 0,
+            held: None,
+            last_received: Instant::now(),
+            stalled_since: None,
+            taken: Vec::new(),
+        }
+    }
+
+    /// Serves the client until it goes or must go; then gives up its place, with its will if the standard says so.
+    pub(crate) async fn run(mut self) -> End {
+        self.resend();
+        let end = match self.serve().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        let (code, keeps_will) = match end {
+            End::Disconnected => (None, false),
+            End::DisconnectedWithWill | End::Lost | End::Stalled => (None, true),
+            End::Codec(error) => (Some(error.reason()), true),
+            // MQTT 3.1.2.5: a server that shuts down may leave wills unpublished; the sessions end with it.
+            End::Closed(reason::SERVER_SHUTTING_DOWN) => (Some(reason::SERVER_SHUTTING_DOWN), false),
+            End::Closed(code) => (Some(code), true),
+            End::Router(_) => (None, false),
+        };
+        if !keeps_will {
+            self.attachment.will = None;
+        }
+        if matches!(end, End::Closed(reason::QUOTA_EXCEEDED)) {
+            self.attachment.expiry = 0;
+        }
+        let Connection { attachment, settings, mut write, mut output, written, .. } = self;
+        drop(attachment);
+        if let Some(code) = code {
+            encode_disconnect(&mut output, settings.version, code);
+            let farewell = async {
+                write.write_all(&output[written..]).await?;
+                write.shutdown().await
+            };
+            // The peer may be the one that does not read; it had its time.
+            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+        }
+        end
+    }
+
+    async fn serve(&mut self) -> Result<std::convert::Infallible, End> {
+        let timer = tokio::time::sleep_until(self.deadline().into());
+        tokio::pin!(timer);
+        self.process()?;
+        loop {
+            self.fill();
+            match self.next_event(timer.as_mut()).await {
+                Event::Written(result) => self.on_written(result)?,
+                Event::Read(result) => self.on_read(result)?,
+                Event::Settled(result) => self.on_settled(result)?,
+                Event::Outbox => {
+                    if let Some(code) = self.attachment.client.closing() {
+                        if code == reason::SESSION_TAKEN_OVER {
+                            self.drain().await?;
+                        }
+                        return Err(End::Closed(code));
+                    }
+                }
+                Event::Timer => {
+                    self.on_timer(timer.deadline().into())?;
+                    let next = self.deadline().max(Instant::now() + AWAY);
+                    timer.as_mut().reset(next.into());
+                }
+            }
+        }
+    }
+
+    async fn next_event(&mut self, timer: Pin<&mut tokio::time::Sleep>) -> Event {
+        let unsent = self.written < self.output.len();
+        let reads = self.held.is_none() && self.output.len() - self.written < OUTPUT_MAX;
+        tokio::select! {
+            biased;
+            result = self.write.write(&self.output[self.written..]), if unsent => Event::Written(result),
+            () = self.attachment.client.outbox_ready.notified() => Event::Outbox,
+            result = settled(&mut self.held) => Event::Settled(result),
+            result = read_some(&mut self.read, &mut self.input), if reads => Event::Read(result),
+            () = timer => Event::Timer,
+        }
+    }
+
+    fn on_written(&mut self, result: std::io::Result<usize>) -> Result<(), End> {
+        let count = result.map_err(|_| End::Lost)?;
+        Stats::add(&self.hub.stats.bytes_sent, count as u64);
+        self.written += count;
+        self.stalled_since = None;
+        if self.written == self.output.len() {
+            self.written = 0;
+            self.output.clear();
+            // An idle connection holds no buffer.
+            self.output.shrink_to(0);
+        } else if self.written >= OUTPUT_MAX / 2 {
+            self.output.drain(..self.written);
+            self.written = 0;
+        }
+        Ok(())
+    }
+
+    fn on_read(&mut self, result: std::io::Result<usize>) -> Result<(), End> {
+        let count = result.map_err(|_| End::Lost)?;
+        if count == 0 {
+            return Err(End::Lost);
+        }
+        Stats::add(&self.hub.stats.bytes_received, count as u64);
+        self.last_received = Instant::now();
+        self.process()
+    }
+
+    fn on_settled(&mut self, result: Result<(), RouterStopped>) -> Result<(), End> {
+        result?;
+        // Its keep alive was suspended while the broker did not read it.
+        self.last_received = Instant::now();
+        match self.held.take().map(|held| held.then) {
+            Some(Then::Acknowledge { qos, packet_id }) => self.acknowledge(qos, packet_id),
+            Some(Then::Subscribe { packet_id, filters }) => self.subscribe(packet_id, filters),
+            None => {}
+        }
+        self.process()
+    }
+
+    fn on_timer(&mut self, planned: Instant) -> Result<(), End> {
+        let now = Instant::now();
+        if now.saturating_duration_since(planned) > AWAY {
+            return Ok(());
+        }
+        if self.stalled_since.is_some_and(|since| now - since >= self.hub.limits.write_timeout) {
+            Stats::add(&self.hub.stats.write_timeouts, 1);
+            return Err(End::Stalled);
+        }
+        let reads = self.held.is_none() && self.output.len() - self.written < OUTPUT_MAX;
+        if reads && self.settings.silence_max.is_some_and(|most| now - self.last_received >= most) {
+            Stats::add(&self.hub.stats.keep_alive_timeouts, 1);
+            return Err(End::Closed(reason::KEEP_ALIVE_TIMEOUT));
+        }
+        Ok(())
+    }
+
+    /// When to look at the keep alive and at the output again. An early look does no harm.
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        let write = self.hub.limits.write_timeout;
+        let silence = self.settings.silence_max.map(|most| self.last_received + most);
+        let stalled = self.stalled_since.map(|since| since + write);
+        // Output that begins to wait now is judged at the earliest after `write`.
+        let idle = now + write;
+        silence.into_iter().chain(stalled).min().unwrap_or(idle).min(idle)
+    }
+
+    /// Handles every whole packet received, until one has to wait.
+    fn process(&mut self) -> Result<(), End> {
+        let input = std::mem::take(&mut self.input);
+        let mut used = 0;
+        let result = loop {
+            if self.held.is_some() {
+                break Ok(());
+            }
+            match split_frame(&input[used..], self.hub.limits.packet_bytes) {
+                Ok(Some((frame, length))) => {
+                    used += length;
+                    let handled =
+                        decode(frame, self.settings.version).map_err(End::from).and_then(|packet| self.handle(packet));
+                    if let Err(end) = handled {
+                        break Err(end);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        if used < input.len() {
+            self.input = input;
+            self.input.drain(..used);
+        }
+        result
+    }
+
+    fn handle(&mut self, packet: Packet<'_>) -> Result<(), End> {
+        let version = self.settings.version;
+        match packet {
+            Packet::Publish(publish) => return self.on_publish(&publish),
+            Packet::PubAck(ack) => drop(self.attachment.session.settle(ack.packet_id)),
+            Packet::PubRec(ack) => self.on_pubrec(ack),
+            Packet::PubRel(ack) => {
+                let known = self.attachment.session.received.remove(&ack.packet_id);
+                let code = if known { reason::SUCCESS } else { reason::PACKET_ID_NOT_FOUND };
+                encode_ack(&mut self.output, version, 0x70, ack.packet_id, code);
+            }
+            Packet::PubComp(ack) => drop(self.attachment.session.settle(ack.packet_id)),
+            Packet::Subscribe(subscribe) => self.on_subscribe(&subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(&unsubscribe),
+            Packet::PingReq => self.output.extend(PINGRESP),
+            Packet::Disconnect(disconnect) => return self.on_disconnect(&disconnect),
+        }
+        Ok(())
+    }
+
+    fn on_publish(&mut self, publish: &Publish<'_>) -> Result<(), End> {
+        let (qos, packet_id) = (publish.qos, publish.packet_id);
+        if qos == QoS::ExactlyOnce && self.attachment.session.received.contains(&packet_id) {
+            // MQTT 4.3.3: sent again because PUBREC got lost.
+            self.acknowledge(qos, packet_id);
+            return Ok(());
+        }
+        if qos == QoS::ExactlyOnce && self.attachment.session.received.len() >= usize::from(self.hub.limits.inflight) {
+            return Err(End::Closed(reason::RECEIVE_MAXIMUM_EXCEEDED));
+        }
+        Stats::add(&self.hub.stats.messages_received, 1);
+        if !self.hub.access.publish(publish.topic) {
+            Stats::add(&self.hub.stats.publishes_refused, 1);
+            self.refuse(qos, packet_id);
+            return Ok(());
+        }
+        let parts = Parts {
+            topic: publish.topic,
+            payload: publish.payload,
+            qos,
+            retain: publish.retain,
+            publisher: self.attachment.client.number,
+            expiry: publish.properties.expiry,
+            properties: &publish.properties.passed,
+        };
+        let message = Message::new(parts, self.hub.clock);
+        if self.hub.router.try_accept(&message)? {
+            self.acknowledge(qos, packet_id);
+        } else {
+            let hub = Arc::clone(&self.hub);
+            let until = Box::pin(async move { hub.router.accept(message).await });
+            self.held = Some(Held { until, then: Then::Acknowledge { qos, packet_id } });
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, qos: QoS, packet_id: u16) {
+        match qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => encode_ack(&mut self.output, self.settings.version, 0x40, packet_id, reason::SUCCESS),
+            QoS::ExactlyOnce => {
+                self.attachment.session.received.insert(packet_id);
+                encode_ack(&mut self.output, self.settings.version, 0x50, packet_id, reason::SUCCESS);
+            }
+        }
+    }
+
+    /// Answers a PUBLISH that is not let through. MQTT 3.1.1 has no refusal: it is acknowledged and goes nowhere (3.3.5-2).
+    fn refuse(&mut self, qos: QoS, packet_id: u16) {
+        match (self.settings.version, qos) {
+            (Version::V4, _) => self.acknowledge(qos, packet_id),
+            (Version::V5, QoS::AtMostOnce) => {}
+            (Version::V5, QoS::AtLeastOnce) => {
+                encode_ack(&mut self.output, Version::V5, 0x40, packet_id, reason::NOT_AUTHORIZED);
+            }
+            (Version::V5, QoS::ExactlyOnce) => {
+                encode_ack(&mut self.output, Version::V5, 0x50, packet_id, reason::NOT_AUTHORIZED);
+            }
+        }
+    }
+
+    fn on_pubrec(&mut self, ack: Ack) {
+        let session = &mut self.attachment.session;
+        if ack.reason >= 0x80 {
+            session.settle(ack.packet_id);
+            return;
+        }
+        let known = session.released(ack.packet_id);
+        let code = if known { reason::SUCCESS } else { reason::PACKET_ID_NOT_FOUND };
+        encode_ack(&mut self.output, self.settings.version, 0x62, ack.packet_id, code);
+    }
+
+    fn on_subscribe(&mut self, subscribe: &Subscribe<'_>) {
+        let id = subscribe.subscription_id;
+        let filters = subscribe.filters.iter();
+        let filters = filters.map(|(filter, options)| ((*filter).to_owned(), Wish { options: *options, id })).collect();
+        let hub = Arc::clone(&self.hub);
+        // A retained message that was published before must come as one.
+        let until = Box::pin(async move { hub.router.settled().await });
+        self.held = Some(Held { until, then: Then::Subscribe { packet_id: subscribe.packet_id, filters } });
+    }
+
+    fn subscribe(&mut self, packet_id: u16, filters: Vec<(String, Wish)>) {
+        let reasons: Vec<u8> =
+            filters.into_iter().map(|(filter, wish)| self.hub.subscribe(&mut self.attachment, &filter, wish)).collect();
+        encode_suback(&mut self.output, self.settings.version, packet_id, &reasons);
+    }
+
+    fn on_unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) {
+        let reasons: Vec<u8> =
+            unsubscribe.filters.iter().map(|filter| self.hub.unsubscribe(&mut self.attachment, filter)).collect();
+        encode_unsuback(&mut self.output, self.settings.version, unsubscribe.packet_id, &reasons);
+    }
+
+    fn on_disconnect(&mut self, disconnect: &Disconnect) -> Result<(), End> {
+        if let Some(expiry) = disconnect.session_expiry {
+            // MQTT 5 3.14.2.2.2: a session that was to end with the connection cannot be kept after all.
+            if self.attachment.expiry == 0 && expiry != 0 {
+                return Err(End::Closed(reason::PROTOCOL_ERROR));
+            }
+            self.attachment.expiry = expiry;
+        }
+        if disconnect.reason == reason::DISCONNECT_WITH_WILL {
+            return Err(End::DisconnectedWithWill);
+        }
+        Err(End::Disconnected)
+    }
+
+    /// Sends again what an earlier connection of the session left unacknowledged (MQTT 4.4).
+    fn resend(&mut self) {
+        let Connection { attachment, hub, settings, output, .. } = self;
+        for inflight in &attachment.session.inflight {
+            match &inflight.queued {
+                Some(queued) => {
+                    // A message that expired meanwhile is sent all the same: its first sending had begun before.
+                    let expiry = queued.message.expiry(hub.clock).unwrap_or(Some(0));
+                    let delivered = Delivered { dup: true, ..delivered(queued, inflight.packet_id, expiry) };
+                    encode_publish(output, settings.version, &delivered);
+                }
+                None => encode_ack(output, settings.version, 0x62, inflight.packet_id, reason::SUCCESS),
+            }
+        }
+    }
+
+    /// Encodes waiting messages while there is room.
+    fn fill(&mut self) {
+        let room = CHUNK.saturating_sub(self.output.len() - self.written);
+        let window = usize::from(self.settings.window).saturating_sub(self.attachment.session.inflight.len());
+        if room > 0 {
+            let mut taken = std::mem::take(&mut self.taken);
+            self.attachment.client.take(&mut taken, room, window);
+            for queued in taken.drain(..) {
+                self.send(queued);
+            }
+            self.taken = if taken.capacity() > 16 { Vec::new() } else { taken };
+        }
+        if self.written < self.output.len() {
+            self.stalled_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn send(&mut self, queued: Queued) {
+        let stats = &self.hub.stats;
+        let Ok(expiry) = queued.message.expiry(self.hub.clock) else {
+            Stats::add(&stats.dropped_expired, 1);
+            return;
+        };
+        let session = &mut self.attachment.session;
+        let packet_id = if queued.qos == QoS::AtMostOnce { 0 } else { session.next_packet_id() };
+        let message = delivered(&queued, packet_id, expiry);
+        // MQTT 5 3.1.2-25: it is then treated as if it had been sent.
+        if message.encoded_length(self.settings.version) > self.settings.packet_bytes_max {
+            Stats::add(&stats.dropped_too_large, 1);
+            return;
+        }
+        encode_publish(&mut self.output, self.settings.version, &message);
+        Stats::add(&stats.messages_sent, 1);
+        if packet_id != 0 {
+            session.inflight.push_back(Inflight { packet_id, queued: Some(queued) });
+        }
+    }
+
+    /// Handles what had arrived before the connection was taken over.
+    async fn drain(&mut self) -> Result<(), End> {
+        let rest = async {
+            loop {
+                if let Some(held) = &mut self.held {
+                    let result = held.until.as_mut().await;
+                    self.on_settled(result)?;
+                    continue;
+                }
+                let arrived = read_some(&mut self.read, &mut self.input);
+                match tokio::time::timeout(DRAIN_QUIET, tokio::task::unconstrained(arrived)).await {
+                    Ok(result) => self.on_read(result)?,
+                    Err(_) => return Ok(()),
+                }
+            }
+        };
+        match tokio::time::timeout(DRAIN_TIMEOUT, rest).await {
+            // The end of the old socket is no news; only a goodbye in it is.
+            Ok(Err(End::Lost)) | Err(_) => Ok(()),
+            Ok(result) => result,
+        }
+    }
+}
+
+fn delivered(queued: &Queued, packet_id: u16, expiry: Option<u32>) -> Delivered<'_> {
+    Delivered {
+        topic: queued.message.topic(),
+        payload: queued.message.payload(),
+        qos: queued.qos,
+        retain: queued.retain,
+        dup: false,
+        packet_id,
+        expiry,
+        passed: queued.message.properties(),
+        subscription_ids: &queued.subscription_ids,
+    }
+}
+
+async fn settled(held: &mut Option<Held>) -> Result<(), RouterStopped> {
+    match held {
+        Some(held) => held.until.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads once, through a buffer on the stack, so that a connection that waits holds none.
+pub(crate) async fn read_some(read: &mut (impl AsyncRead + Unpin), input: &mut Vec<u8>) -> std::io::Result<usize> {
+    std::future::poll_fn(|context| {
+        let mut chunk = [std::mem::MaybeUninit::uninit(); CHUNK];
+        let mut buffer = tokio::io::ReadBuf::uninit(&mut chunk);
+        std::task::ready!(Pin::new(&mut *read).poll_read(context, &mut buffer))?;
+        input.extend_from_slice(buffer.filled());
+        std::task::Poll::Ready(Ok(buffer.filled().len()))
+    })
+    .await
+}

@@ -1,0 +1,416 @@
+//! Where clients meet: who is connected, who subscribed to what, what is retained, which sessions and wills are kept.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use crate::access::Access;
+use crate::client::{Client, Pushed, Queued, Session};
+use crate::codec::{RetainHandling, reason};
+use crate::config::Limits;
+use crate::message::{Clock, Message};
+use crate::retained::Retained;
+use crate::router::{Reader, Router, RouterStopped};
+use crate::stats::{Stats, Throttle};
+use crate::subscriptions::{Subscriptions, Wish};
+use crate::topic::is_valid_filter;
+
+/// How long a newcomer waits for the connection it takes over; far more than that one needs.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all connections share.
+pub(crate) struct Hub {
+    pub(crate) router: Router,
+    pub(crate) access: Access,
+    pub(crate) limits: Limits,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) clock: Clock,
+    clients: Mutex<HashMap<Box<str>, Arc<Client>>>,
+    table: Mutex<Table>,
+    /// Sessions and wills that end or come due at a time.
+    due: Mutex<BTreeMap<(Instant, u64), Arc<Client>>>,
+    due_changed: Notify,
+    last_number: AtomicU64,
+    /// Sessions kept for clients that are away.
+    away: AtomicUsize,
+    slow_readers: Throttle,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    subscriptions: Subscriptions,
+    retained: Retained,
+}
+
+/// A connection's hold on its client. Dropping it gives the place up: with its will, unless that was taken out.
+pub(crate) struct Attachment {
+    hub: Arc<Hub>,
+    pub(crate) client: Arc<Client>,
+    pub(crate) session: Box<Session>,
+    /// The session was there before (MQTT 3.2.2.2).
+    pub(crate) present: bool,
+    /// Seconds that the session outlives the connection.
+    pub(crate) expiry: u32,
+    /// The will and its delay.
+    pub(crate) will: Option<(Duration, Message)>,
+}
+
+/// Who asks for a place.
+pub(crate) struct Arrival<'a> {
+    pub(crate) client_id: &'a str,
+    pub(crate) clean_start: bool,
+    pub(crate) expiry: u32,
+}
+
+impl Hub {
+    pub(crate) fn new(router: Router, access: Access, limits: Limits, stats: Arc<Stats>) -> Hub {
+        Hub {
+            router,
+            access,
+            limits,
+            stats,
+            clock: Clock::start(),
+            clients: Mutex::default(),
+            table: Mutex::default(),
+            due: Mutex::default(),
+            due_changed: Notify::new(),
+            last_number: AtomicU64::new(0),
+            away: AtomicUsize::new(0),
+            slow_readers: Throttle::default(),
+        }
+    }
+
+    /// Delivers what comes out of the router, for as long as that runs.
+    pub(crate) async fn deliver(&self, mut reader: Reader) -> Result<Infallible, RouterStopped> {
+        let mut batch = Vec::new();
+        loop {
+            reader.read(&mut batch).await?;
+            {
+                let mut table = lock(&self.table);
+                for message in &batch {
+                    self.dispatch(&mut table, message);
+                }
+            }
+            reader.handled(batch.len());
+            batch.clear();
+        }
+    }
+
+    /// Keeps a message if it is retained, and queues it for every subscriber.
+    fn dispatch(&self, table: &mut Table, message: &Message) {
+        if message.retain() {
+            self.retain(table, message);
+        }
+        let mut overflowed = Vec::new();
+        table.subscriptions.recipients(message.topic(), message.publisher(), |recipient| {
+            let queued = Queued {
+                message: message.clone(),
+                qos: recipient.qos.min(message.qos()),
+                retain: recipient.retain_as_published && message.retain(),
+                subscription_ids: recipient.subscription_ids,
+            };
+            if self.queue(recipient.client, queued) == Pushed::Overflow {
+                overflowed.push(Arc::clone(recipient.client));
+            }
+        });
+        for client in overflowed {
+            Stats::add(&self.stats.queue_overflows, 1);
+            client.close(reason::QUOTA_EXCEEDED);
+            let session = client.place().session.take();
+            if let Some(session) = session {
+                // Nobody is connected: the session ends here, so that its owner learns of the gap at the next CONNACK.
+                client.close_outbox(false);
+                self.away.fetch_sub(1, Ordering::Relaxed);
+                self.end_session(table, &client, &session);
+            }
+        }
+    }
+
+    fn queue(&self, client: &Client, queued: Queued) -> Pushed {
+        let pushed = client.push(queued, &self.limits);
+        let dropped = match pushed {
+            Pushed::Displaced(count) => count,
+            Pushed::Dropped => 1,
+            Pushed::Queued | Pushed::Away | Pushed::Overflow => return pushed,
+        };
+        Stats::add(&self.stats.dropped_slow_reader, dropped);
+        if self.slow_readers.allows() {
+            warn!(client = ?client.id, "reads too slowly: messages to it are dropped and counted");
+        }
+        pushed
+    }
+
+    fn retain(&self, table: &mut Table, message: &Message) {
+        if !table.retained.store(message, &self.limits) {
+            Stats::add(&self.stats.dropped_retained, 1);
+        }
+        Stats::set(&self.stats.retained_now, table.retained.len() as u64);
+    }
+
+    /// Puts a retained message in place without telling anybody.
+    pub(crate) fn seed_retained(&self, message: &Message) {
+        self.retain(&mut lock(&self.table), message);
+    }
+
+    /// Publishes wills and ends sessions when their time comes, for ever.
+    pub(crate) async fn watch_deadlines(&self) -> Result<Infallible, RouterStopped> {
+        loop {
+            let first = lock(&self.due).first_key_value().map(|((at, _), _)| *at);
+            let now = Instant::now();
+            match first {
+                Some(at) if at <= now => {
+                    let client = lock(&self.due).pop_first().map(|(_, client)| client);
+                    if let Some(client) = client {
+                        self.settle(&client).await?;
+                    }
+                }
+                Some(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at.into()) => {}
+                        () = self.due_changed.notified() => {}
+                    }
+                }
+                None => self.due_changed.notified().await,
+            }
+        }
+    }
+
+    /// Does what is due of a client that is away.
+    async fn settle(&self, client: &Arc<Client>) -> Result<(), RouterStopped> {
+        let _gate = client.gate.lock().await;
+        let now = Instant::now();
+        let (will, session) = {
+            let mut place = client.place();
+            if place.connected {
+                return Ok(());
+            }
+            let will = place.will.take_if(|(due, _)| *due <= now);
+            let expired = place.expires.is_some_and(|expires| expires <= now);
+            (will, if expired { place.session.take() } else { None })
+        };
+        if let Some((_, will)) = will {
+            self.publish_will(will).await?;
+        }
+        if let Some(session) = session {
+            self.away.fetch_sub(1, Ordering::Relaxed);
+            client.close_outbox(false);
+            self.end_session(&mut lock(&self.table), client, &session);
+        }
+        self.forget_if_done(client);
+        Ok(())
+    }
+
+    async fn publish_will(&self, will: Message) -> Result<(), RouterStopped> {
+        Stats::add(&self.stats.wills, 1);
+        self.router.accept(will).await
+    }
+
+    fn schedule(&self, at: Instant, client: &Arc<Client>) {
+        lock(&self.due).insert((at, client.number), Arc::clone(client));
+        self.due_changed.notify_one();
+    }
+
+    /// Gives a connection the place of its client id; who held it before leaves first, with its will (MQTT 3.1.4-2).
+    ///
+    /// # Errors
+    /// A reason code for CONNACK if the one before does not leave in time; the outer error if the router has stopped.
+    pub(crate) async fn attach(self: &Arc<Hub>, arrival: Arrival<'_>) -> Result<Result<Attachment, u8>, RouterStopped> {
+        loop {
+            let client = self.client(arrival.client_id);
+            let gate = client.gate.lock().await;
+            if !self.is_known(&client) {
+                // It was forgotten while this connection waited.
+                continue;
+            }
+            if tokio::time::timeout(EVICTION_TIMEOUT, self.evict(&client)).await.is_err() {
+                return Ok(Err(reason::SERVER_BUSY));
+            }
+            let (will, kept) = {
+                let mut place = client.place();
+                place.expires = None;
+                (place.will.take(), place.session.take())
+            };
+            if kept.is_some() {
+                self.away.fetch_sub(1, Ordering::Relaxed);
+            }
+            let kept = match kept {
+                Some(session) if arrival.clean_start => {
+                    client.close_outbox(false);
+                    self.end_session(&mut lock(&self.table), &client, &session);
+                    None
+                }
+                kept => kept,
+            };
+            // MQTT 5 3.1.3.2.2: a delayed will is not sent if its session goes on before it is due.
+            if let Some((due, will)) = will
+                && (kept.is_none() || due <= Instant::now())
+            {
+                self.publish_will(will).await?;
+            }
+            let present = kept.is_some();
+            let session = kept.unwrap_or_else(|| {
+                Stats::add(&self.stats.sessions_now, 1);
+                Box::default()
+            });
+            client.place().connected = true;
+            client.open_outbox();
+            drop(gate);
+            let hub = Arc::clone(self);
+            return Ok(Ok(Attachment { hub, client, session, present, expiry: arrival.expiry, will: None }));
+        }
+    }
+
+    /// Makes the connection that holds the client leave.
+    async fn evict(&self, client: &Client) {
+        loop {
+            if !client.place().connected {
+                return;
+            }
+            client.close(reason::SESSION_TAKEN_OVER);
+            Stats::add(&self.stats.takeovers, 1);
+            client.vacated.notified().await;
+        }
+    }
+
+    fn client(&self, client_id: &str) -> Arc<Client> {
+        let mut clients = lock(&self.clients);
+        if let Some(client) = clients.get(client_id) {
+            return Arc::clone(client);
+        }
+        let client = Arc::new(Client::new(client_id.into(), self.next_number()));
+        clients.insert(client_id.into(), Arc::clone(&client));
+        client
+    }
+
+    /// A number that no other client or link has.
+    pub(crate) fn next_number(&self) -> u64 {
+        1 + self.last_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn is_known(&self, client: &Arc<Client>) -> bool {
+        lock(&self.clients).get(&client.id).is_some_and(|known| Arc::ptr_eq(known, client))
+    }
+
+    fn forget_if_done(&self, client: &Arc<Client>) {
+        let mut clients = lock(&self.clients);
+        let place = client.place();
+        let done = !place.connected && place.session.is_none() && place.will.is_none();
+        if done && clients.get(&client.id).is_some_and(|known| Arc::ptr_eq(known, client)) {
+            clients.remove(&client.id);
+        }
+    }
+
+    fn end_session(&self, table: &mut Table, client: &Arc<Client>, session: &Session) {
+        for filter in session.subscriptions.keys() {
+            table.subscriptions.remove(filter, client);
+        }
+        Stats::sub(&self.stats.sessions_now, 1);
+    }
+
+    /// Adds a subscription and queues the retained messages that it asks for. The reason code for SUBACK.
+    pub(crate) fn subscribe(&self, attachment: &mut Attachment, filter: &str, wish: Wish) -> u8 {
+        let Attachment { client, session, .. } = attachment;
+        let refusal = if !is_valid_filter(filter, self.limits.filter_levels) {
+            Some(reason::TOPIC_FILTER_INVALID)
+        } else if let Err(refusal) = self.access.subscribe(filter) {
+            Some(refusal)
+        } else if !session.subscriptions.contains_key(filter)
+            && session.subscriptions.len() >= self.limits.subscriptions
+        {
+            Some(reason::QUOTA_EXCEEDED)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            Stats::add(&self.stats.subscriptions_refused, 1);
+            return refusal;
+        }
+        let table = &mut *lock(&self.table);
+        table.subscriptions.insert(filter, client, wish);
+        let is_new = session.subscriptions.insert(filter.into(), wish).is_none();
+        let wants_retained = match wish.options.retain_handling {
+            RetainHandling::EverySubscribe => true,
+            RetainHandling::NewSubscription => is_new,
+            RetainHandling::Never => false,
+        };
+        if wants_retained {
+            for message in table.retained.matching(filter) {
+                let queued = Queued {
+                    message: message.clone(),
+                    qos: wish.options.qos.min(message.qos()),
+                    retain: true,
+                    subscription_ids: wish.id.into_iter().collect(),
+                };
+                if self.queue(client, queued) == Pushed::Overflow {
+                    Stats::add(&self.stats.queue_overflows, 1);
+                    client.close(reason::QUOTA_EXCEEDED);
+                    break;
+                }
+            }
+        }
+        wish.options.qos as u8
+    }
+
+    /// Takes a subscription away. The reason code for UNSUBACK.
+    pub(crate) fn unsubscribe(&self, attachment: &mut Attachment, filter: &str) -> u8 {
+        if attachment.session.subscriptions.remove(filter).is_none() {
+            return reason::NO_SUBSCRIPTION_EXISTED;
+        }
+        lock(&self.table).subscriptions.remove(filter, &attachment.client);
+        reason::SUCCESS
+    }
+
+    /// Asks every connection to end.
+    pub(crate) fn close_all(&self) {
+        for client in lock(&self.clients).values() {
+            client.close(reason::SERVER_SHUTTING_DOWN);
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let Attachment { hub, client, session, expiry, will, .. } = self;
+        let now = Instant::now();
+        let session = std::mem::take(session);
+        let lifetime = Duration::from_secs(u64::from(*expiry)).min(hub.limits.session_expiry);
+        let full = hub.away.load(Ordering::Relaxed) >= hub.limits.sessions;
+        let keep = *expiry > 0 && !full;
+        if *expiry > 0 && full {
+            Stats::add(&hub.stats.sessions_evicted, 1);
+        }
+        client.close_outbox(keep);
+        if keep {
+            hub.away.fetch_add(1, Ordering::Relaxed);
+        } else {
+            hub.end_session(&mut lock(&hub.table), client, &session);
+        }
+        // MQTT 5 3.1.3.2.2: the will is sent after its delay or when the session ends, whichever comes first.
+        let will =
+            will.take().map(|(delay, will)| (now + if keep { delay.min(lifetime) } else { Duration::ZERO }, will));
+        let expires = keep.then(|| now + lifetime);
+        debug!(client = ?client.id, keep, will = will.is_some(), "client left");
+        for at in will.as_ref().map(|(due, _)| *due).into_iter().chain(expires) {
+            hub.schedule(at, client);
+        }
+        {
+            let mut place = client.place();
+            place.connected = false;
+            place.session = keep.then_some(session);
+            place.expires = expires;
+            place.will = will;
+        }
+        hub.forget_if_done(client);
+        client.vacated.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held would be a bug; what it protects is valid between any two steps.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

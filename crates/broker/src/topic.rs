@@ -1,0 +1,98 @@
+//! Topic names and topic filters (MQTT 4.7).
+
+/// What is wrong with a filter, or `None` (MQTT 4.7.1).
+pub(crate) fn is_valid_filter(filter: &str, levels_max: usize) -> bool {
+    if filter.is_empty() {
+        return false;
+    }
+    let mut levels = 0;
+    let mut rest = filter.split('/').peekable();
+    while let Some(level) = rest.next() {
+        levels += 1;
+        let valid = match level {
+            "+" => true,
+            "#" => rest.peek().is_none(),
+            _ => !level.contains(['+', '#']),
+        };
+        if !valid || levels > levels_max {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether `filter` matches `topic`; both must be valid.
+pub(crate) fn matches(filter: &str, topic: &str) -> bool {
+    // MQTT 4.7.2-1: a wildcard at the first level does not match topics that begin with '$'.
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut filter = filter.split('/');
+    let mut topic = topic.split('/');
+    loop {
+        match (filter.next(), topic.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(_)) => {}
+            (Some(wanted), Some(level)) if wanted == level => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The part of a filter before its first wildcard: every topic it matches starts with this, but for the last `/`, since
+/// `a/#` matches `a` as well.
+pub(crate) fn literal_prefix(filter: &str) -> &str {
+    let end = filter.find(['+', '#']).unwrap_or(filter.len());
+    filter[..end].trim_end_matches('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_follow_mqtt_4_7_1() {
+        for good in ["#", "+", "a", "/", "a/#", "a/+/b", "+/+", "/+", "a//b", "$SYS/#"] {
+            assert!(is_valid_filter(good, 8), "{good}");
+        }
+        for bad in ["", "a#", "#/a", "a/#/b", "a+", "+a/b", "a/b+"] {
+            assert!(!is_valid_filter(bad, 8), "{bad}");
+        }
+        assert!(!is_valid_filter("a/b/c", 2));
+    }
+
+    #[test]
+    fn matching_follows_mqtt_4_7() {
+        let yes = [
+            ("#", "a/b"),
+            ("a/#", "a"),
+            ("a/#", "a/b/c"),
+            ("+", "a"),
+            ("+/+", "/a"),
+            ("/+", "/a"),
+            ("a/+/c", "a//c"),
+            ("$SYS/#", "$SYS/a"),
+            ("a", "a"),
+        ];
+        let no = [
+            ("+", "a/b"),
+            ("+", "/a"),
+            ("a/+", "a"),
+            ("a/+", "a/b/c"),
+            ("#", "$SYS/a"),
+            ("+/a", "$SYS/a"),
+            ("a", "A"),
+            ("a", "a/"),
+            ("a/b", "a"),
+        ];
+        for (filter, topic) in yes {
+            assert!(matches(filter, topic), "{filter} {topic}");
+        }
+        for (filter, topic) in no {
+            assert!(!matches(filter, topic), "{filter} {topic}");
+        }
+        assert_eq!(literal_prefix("a/b/+/c"), "a/b");
+        assert_eq!(literal_prefix("a/#"), "a");
+        assert_eq!(literal_prefix("#"), "");
+    }
+}

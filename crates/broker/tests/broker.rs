@@ -1,0 +1,576 @@
+//! The broker over real sockets, byte by byte. Every test of standard behaviour runs on both versions of MQTT.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Hello, Raw, TestBroker, framed, patient, session_expiry, text, until};
+use rpicluster_broker::{Broker, BrokerConfig, Outgoing, QoS};
+
+const BOTH: [bool; 2] = [false, true];
+
+/// A session that outlives its connection, on either version.
+fn lasting(client_id: &'static str, v5: bool) -> Hello {
+    let properties = if v5 { session_expiry(60) } else { vec![] };
+    Hello { client_id, clean: false, properties, ..Hello::default() }
+}
+
+#[tokio::test]
+async fn delivers_at_the_lower_qos_of_publish_and_subscription() {
+    let broker = TestBroker::start(|_| {}).await;
+    for (publisher_v5, subscriber_v5) in [(false, false), (true, false), (false, true), (true, true)] {
+        for published in 0..3 {
+            for subscribed in 0..3 {
+                let mut subscriber = Raw::connect(&broker, subscriber_v5, "s").await;
+                assert_eq!(subscriber.subscribe("t/+", subscribed).await, subscribed);
+                let mut publisher = Raw::connect(&broker, publisher_v5, "p").await;
+                publisher.publish("t/ä", "x", published, false, 7).await;
+                let message = subscriber.message().await;
+                assert_eq!((message.topic.as_str(), message.payload.as_str()), ("t/ä", "x"));
+                assert_eq!((message.qos, message.retain, message.dup), (published.min(subscribed), false, false));
+                match published {
+                    1 => assert_eq!(publisher.packet().await, (0x40, vec![0, 7])),
+                    2 => {
+                        assert_eq!(publisher.packet().await, (0x50, vec![0, 7]));
+                        publisher.send(&[0x62, 2, 0, 7]).await;
+                        assert_eq!(publisher.packet().await, (0x70, vec![0, 7]));
+                    }
+                    _ => publisher.nothing().await,
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn qos_2_goes_through_exactly_once_in_both_directions() {
+    for v5 in BOTH {
+        let broker = TestBroker::start(|_| {}).await;
+        let mut subscriber = Raw::connect(&broker, v5, "s").await;
+        subscriber.subscribe("t", 2).await;
+        let mut publisher = Raw::connect(&broker, v5, "p").await;
+        publisher.publish("t", "1", 2, false, 5).await;
+        assert_eq!(publisher.packet().await, (0x50, vec![0, 5]));
+        // The PUBREC is taken as lost: the same message comes again and must not be delivered again.
+        publisher.publish_flags("t", "1", 0x0c, 5).await;
+        assert_eq!(publisher.packet().await, (0x50, vec![0, 5]));
+        publisher.send(&[0x62, 2, 0, 5]).await;
+        assert_eq!(publisher.packet().await, (0x70, vec![0, 5]));
+        let message = subscriber.message().await;
+        let id = message.packet_id.to_be_bytes();
+        subscriber.send(&[0x50, 2, id[0], id[1]]).await;
+        assert_eq!(subscriber.packet().await, (0x62, id.to_vec()));
+        subscriber.send(&[0x70, 2, id[0], id[1]]).await;
+        subscriber.nothing().await;
+        // Released: the id may carry a new message.
+        publisher.publish("t", "2", 2, false, 5).await;
+        assert_eq!(subscriber.message().await.payload, "2");
+    }
+}
+
+#[tokio::test]
+async fn a_lasting_session_is_redelivered_with_dup_and_its_packet_ids() {
+    for v5 in BOTH {
+        let broker = TestBroker::start(|_| {}).await;
+        let (mut subscriber, present) = Raw::hello(&broker, v5, lasting("s", v5)).await;
+        assert!(!present);
+        subscriber.subscribe("t", 2).await;
+        let mut publisher = Raw::connect(&broker, v5, "p").await;
+        publisher.publish("t", "1", 1, false, 1).await;
+        publisher.publish("t", "2", 2, false, 2).await;
+        let (first, second) = (subscriber.message().await, subscriber.message().await);
+        let mut witness = Raw::connect(&broker, v5, "w").await;
+        witness.subscribe("t", 0).await;
+        // PUBREC for the second; then the connection breaks before anything else.
+        let id = second.packet_id.to_be_bytes();
+        subscriber.send(&[0x50, 2, id[0], id[1]]).await;
+        assert_eq!(subscriber.packet().await.0, 0x62);
+        drop(subscriber);
+        until(|| broker.stat("connections_now") == 2).await;
+        publisher.publish("t", "3", 1, false, 3).await;
+        publisher.publish("t", "not kept", 0, false, 0).await;
+        assert_eq!([witness.message().await.payload, witness.message().await.payload], ["3", "not kept"]);
+
+        let (mut subscriber, present) = Raw::hello(&broker, v5, lasting("s", v5)).await;
+        assert!(present);
+        let again = subscriber.message().await;
+        assert_eq!((again.dup, again.packet_id, again.payload.as_str()), (true, first.packet_id, "1"));
+        assert_eq!(subscriber.packet().await, (0x62, id.to_vec()), "PUBREL again, not the message");
+        let third = subscriber.message().await;
+        assert_eq!((third.dup, third.payload.as_str()), (false, "3"));
+        subscriber.nothing().await;
+        // A clean start forgets all of it.
+        let (mut subscriber, present) = Raw::hello(&broker, v5, Hello { client_id: "s", ..Hello::default() }).await;
+        assert!(!present);
+        publisher.publish("t", "4", 1, false, 4).await;
+        subscriber.nothing().await;
+    }
+}
+
+#[tokio::test]
+async fn unsubscribing_is_answered_once_and_holds_after_the_session_is_resumed() {
+    for v5 in BOTH {
+        let broker = TestBroker::start(|_| {}).await;
+        let (mut subscriber, _) = Raw::hello(&broker, v5, lasting("s", v5)).await;
+        subscriber.subscribe("a", 0).await;
+        subscriber.subscribe("b", 0).await;
+        subscriber.unsubscribe("a").await;
+        subscriber.unsubscribe("never there").await;
+        drop(subscriber);
+        until(|| broker.stat("connections_now") == 0).await;
+        let (mut subscriber, _) = Raw::hello(&broker, v5, lasting("s", v5)).await;
+        let mut publisher = Raw::connect(&broker, v5, "p").await;
+        publisher.publish("a", "1", 0, false, 0).await;
+        publisher.publish("b", "2", 0, false, 0).await;
+        assert_eq!(subscriber.message().await.payload, "2");
+        subscriber.nothing().await;
+    }
+}
+
+#[tokio::test]
+async fn retained_messages_come_to_new_subscribers_and_go_with_an_empty_one() {
+    for v5 in BOTH {
+        let broker = TestBroker::start(|_| {}).await;
+        let mut publisher = Raw::connect(&broker, v5, "p").await;
+        // QoS 0 and a disconnect at once: the subscriber after it must still find it retained.
+        publisher.publish("r/1", "one", 0, true, 0).await;
+        publisher.send(&[0xe0, 0]).await;
+        publisher.closed().await;
+        let mut subscriber = Raw::connect(&broker, v5, "s").await;
+        subscriber.subscribe("r/#", 1).await;
+        let message = subscriber.message().await;
+        assert_eq!((message.payload.as_str(), message.retain, message.qos), ("one", true, 0));
+        // A live copy is not marked as retained; subscribing again brings it again.
+        let mut publisher = Raw::connect(&broker, v5, "p").await;
+        publisher.publish("r/1", "two", 1, true, 1).await;
+        assert!(!subscriber.message().await.retain);
+        subscriber.subscribe("r/#", 1).await;
+        let message = subscriber.message().await;
+        assert_eq!((message.payload.as_str(), message.retain), ("two", true));
+        publisher.publish("r/1", "", 0, true, 0).await;
+        assert_eq!(subscriber.message().await.payload, "");
+        subscriber.subscribe("r/#", 1).await;
+        subscriber.nothing().await;
+        assert_eq!(broker.stat("retained_now"), 0);
+    }
+}
+
+#[tokio::test]
+async fn mqtt_5_3_8_3_1_subscription_options() {
+    let broker = TestBroker::start(|_| {}).await;
+    let mut client = Raw::connect(&broker, true, "c").await;
+    client.publish("t", "old", 0, true, 0).await;
+    // Retain handling 2: none. 1: only for a new subscription. 0: always.
+    client.subscribe("t", 0x20).await;
+    client.subscribe("t", 0x10).await;
+    client.nothing().await;
+    client.subscribe("t", 0x00).await;
+    assert_eq!(client.message().await.payload, "old");
+    // No local, and retain as published.
+    client.subscribe("t", 0x04 | 0x08 | 0x20).await;
+    client.publish("t", "mine", 0, false, 0).await;
+    client.nothing().await;
+    let mut other = Raw::connect(&broker, true, "o").await;
+    other.publish("t", "theirs", 0, true, 0).await;
+    let message = client.message().await;
+    assert_eq!((message.payload.as_str(), message.retain), ("theirs", true));
+}
+
+#[tokio::test]
+async fn mqtt_5_properties_pass_to_v5_and_are_stripped_for_v3() {
+    let broker = TestBroker::start(|_| {}).await;
+    let mut new = Raw::connect(&broker, true, "new").await;
+    let mut old = Raw::connect(&broker, false, "old").await;
+    new.subscribe("t", 0).await;
+    old.subscribe("t", 0).await;
+    let mut publisher = Raw::connect(&broker, true, "p").await;
+    let properties = [&[0x02, 0, 0, 0, 100, 0x03][..], &text("type"), &[0x26], &text("k"), &text("v")].concat();
+    let body = [text("t"), vec![properties.len() as u8], properties.clone(), b"x".to_vec()].concat();
+    publisher.send(&framed(0x30, &body)).await;
+    assert_eq!(new.message().await.properties, properties);
+    let message = old.message().await;
+    assert_eq!((message.payload.as_str(), message.properties.len()), ("x", 0));
+}
+
+#[tokio::test]
+async fn a_will_follows_a_lost_connection_and_never_a_goodbye() {
+    for v5 in BOTH {
+        let broker = TestBroker::start(|_| {}).await;
+        let mut watcher = Raw::connect(&broker, v5, "w").await;
+        watcher.subscribe("will/+", 1).await;
+        let hello = |client_id| Hello { client_id, will: Some(("will/ä", "gone", 1, true)), ..Hello::default() };
+        let (client, _) = Raw::hello(&broker, v5, hello("a")).await;
+        drop(client);
+        let message = watcher.message().await;
+        assert_eq!((message.topic.as_str(), message.payload.as_str(), message.qos), ("will/ä", "gone", 1));
+        watcher.send(&[0x40, 2, 0, message.packet_id as u8]).await;
+        let (mut client, _) = Raw::hello(&broker, v5, hello("b")).await;
+        client.send(&[0xe0, 0]).await;
+        client.closed().await;
+        watcher.nothing().await;
+        // Broken bytes are a loss too.
+        let (mut client, _) = Raw::hello(&broker, v5, hello("c")).await;
+        client.send(&[0x00, 0x00]).await;
+        client.closed().await;
+        assert_eq!(watcher.message().await.payload, "gone");
+        assert_eq!(broker.stat("wills"), 2);
+        // And it was retained.
+        let mut late = Raw::connect(&broker, v5, "l").await;
+        late.subscribe("will/#", 0).await;
+        assert!(late.message().await.retain);
+    }
+}
+
+#[tokio::test]
+async fn mqtt_5_3_1_3_2_a_delayed_will_is_not_sent_if_the_session_goes_on() {
+    let broker = TestBroker::start(|_| {}).await;
+    let mut watcher = Raw::connect(&broker, true, "w").await;
+    watcher.subscribe("will", 0).await;
+    let hello = |client_id, delay: u32| Hello {
+        will: Some(("will", "gone", 0, false)),
+        will_properties: [&[0x18][..], &delay.to_be_bytes()].concat(),
+        ..lasting(client_id, true)
+    };
+    drop(Raw::hello(&broker, true, hello("a", 600)).await);
+    until(|| broker.stat("connections_now") == 1).await;
+    let (client, present) = Raw::hello(&broker, true, hello("a", 1)).await;
+    assert!(present);
+    watcher.nothing().await;
+    drop(client);
+    assert_eq!(watcher.message().await.payload, "gone");
+}
+
+#[tokio::test]
+async fn a_take_over_reads_the_old_socket_first_then_sends_its_will_then_lets_the_new_one_in() {
+    for v5 in BOTH {
+        let (broker, _sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["t/#".into()]).await;
+        let hello = |will| Hello { client_id: "x", will: Some(("t/will", will, 0, false)), ..Hello::default() };
+        let (mut old, _) = Raw::hello(&broker, v5, hello("old")).await;
+        for round in 0..20 {
+            for number in 0..50 {
+                old.publish("t/m", &format!("{round}/{number}"), 0, false, 0).await;
+            }
+            let (mut new, _) = Raw::hello(&broker, v5, hello("old")).await;
+            new.publish("t/m", "new", 0, false, 0).await;
+            for number in 0..50 {
+                let delivery = patient(receiver.recv()).await.unwrap();
+                assert_eq!(delivery.payload(), format!("{round}/{number}"));
+            }
+            assert_eq!(patient(receiver.recv()).await.unwrap().topic(), "t/will");
+            assert_eq!(patient(receiver.recv()).await.unwrap().payload(), "new");
+            if v5 {
+                assert_eq!(old.packet().await, (0xe0, vec![0x8e]));
+            }
+            old.closed().await;
+            old = new;
+        }
+        assert_eq!(broker.stat("takeovers"), 20);
+    }
+}
+
+#[tokio::test]
+async fn silence_beyond_the_keep_alive_ends_a_connection_and_0_turns_that_off() {
+    for v5 in BOTH {
+        let broker = TestBroker::start(|_| {}).await;
+        let (mut patient_one, _) =
+            Raw::hello(&broker, v5, Hello { client_id: "p", keep_alive: 0, ..Hello::default() }).await;
+        let (mut silent, _) =
+            Raw::hello(&broker, v5, Hello { client_id: "s", keep_alive: 1, ..Hello::default() }).await;
+        if v5 {
+            assert_eq!(silent.packet().await, (0xe0, vec![0x8d]));
+        }
+        silent.closed().await;
+        assert_eq!(broker.stat("keep_alive_timeouts"), 1);
+        patient_one.nothing().await;
+    }
+}
+
+#[tokio::test]
+async fn empty_client_ids_are_assigned() {
+    let broker = TestBroker::start(|_| {}).await;
+    let mut old = Raw::open(&broker, false).await;
+    old.send(&Hello { client_id: "", clean: false, ..Hello::default() }.bytes(false)).await;
+    assert_eq!(old.packet().await, (0x20, vec![0, 2]), "MQTT 3.1.3-8");
+    old.closed().await;
+    let mut new = Raw::open(&broker, true).await;
+    new.send(&Hello { client_id: "", ..Hello::default() }.bytes(true)).await;
+    let (_, body) = new.packet().await;
+    assert!(body.windows(5).any(|window| window.starts_with(&[0x12, 0]) && window.ends_with(b"au")), "{body:x?}");
+}
+
+#[tokio::test]
+async fn refusals_are_the_standards() {
+    let broker = TestBroker::start(|_| {}).await;
+    // An unknown protocol level gets return code 1 (MQTT 3.1.2-2).
+    let mut client = Raw::open(&broker, false).await;
+    client.send(b"\x10\x0c\x00\x04MQTT\x06\x02\x00\x00\x00\x00").await;
+    assert_eq!(client.packet().await, (0x20, vec![0, 1]));
+    client.closed().await;
+    // The master's own id.
+    for (v5, code) in [(false, 2), (true, 0x85)] {
+        let mut client = Raw::open(&broker, v5).await;
+        client.send(&Hello { client_id: "master", ..Hello::default() }.bytes(v5)).await;
+        assert_eq!(client.packet().await.1[1], code);
+        client.closed().await;
+    }
+    for v5 in BOTH {
+        let mut client = Raw::connect(&broker, v5, "c").await;
+        assert_eq!(client.subscribe("a/#/b", 0).await, if v5 { 0x8f } else { 0x80 });
+        assert_eq!(client.subscribe("$share/g/t", 0).await, if v5 { 0x9e } else { 0x80 });
+        client.publish("$SYS/forged", "x", 1, false, 4).await;
+        let answer = client.packet().await;
+        assert_eq!(answer, (0x40, if v5 { vec![0, 4, 0x87] } else { vec![0, 4] }));
+        client.nothing().await;
+        // A second CONNECT ends the connection (MQTT 3.1.0-2).
+        client.send(&Hello::default().bytes(v5)).await;
+        client.closed().await;
+    }
+    assert_eq!(broker.stat("publishes_refused"), 2);
+}
+
+#[tokio::test]
+async fn limits_cut_only_whom_they_concern() {
+    let broker = TestBroker::start(|config| {
+        config.limits.connections = 3;
+        config.limits.connect_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let mut bystander = Raw::connect(&broker, false, "b").await;
+    // Too large, known from the header alone.
+    let mut large = Raw::connect(&broker, true, "l").await;
+    large.send(&[0x30, 0x81, 0x80, 0x04]).await;
+    assert_eq!(large.packet().await, (0xe0, vec![0x95]));
+    large.closed().await;
+    // Silent before CONNECT.
+    let mut silent = Raw::open(&broker, false).await;
+    silent.closed().await;
+    until(|| broker.stat("connections_now") == 1).await;
+    // One connection too many.
+    let _second = Raw::connect(&broker, false, "2").await;
+    let _third = Raw::connect(&broker, false, "3").await;
+    let mut fourth = Raw::open(&broker, false).await;
+    fourth.closed().await;
+    assert_eq!((broker.stat("connections_refused"), broker.stat("connect_timeouts")), (1, 1));
+    bystander.nothing().await;
+}
+
+/// The raw bytes that end rumqttd's own server or router.
+#[tokio::test]
+async fn what_kills_stock_rumqttd_is_harmless() {
+    let (broker, _sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["t/#".into()]).await;
+    let mut watchers = [Raw::connect(&broker, false, "w4").await, Raw::connect(&broker, true, "w5").await];
+    for watcher in &mut watchers {
+        watcher.subscribe("t/#", 1).await;
+        watcher.subscribe("\u{e9}x", 0).await;
+    }
+    // A topic that starts with a non-ASCII character, as a message and as a will.
+    let mut client = Raw::connect(&broker, false, "k").await;
+    client.send(&[0x30, 0x05, 0x00, 0x02, 0xc3, 0xa9, 0x78]).await;
+    client.send(&[0x30, 0x05, 0x00, 0x03, 0xc3, 0xa9, 0x78]).await;
+    drop(Raw::hello(&broker, false, Hello { will: Some(("\u{e9}", "", 0, true)), ..Hello::default() }).await);
+    // Client ids that poison its mutex, twice each; CONNECT then RST; a client that sends CONNACK.
+    for client_id in ["+", "#", "$", "a/b"] {
+        drop(Raw::connect(&broker, false, client_id).await);
+        drop(Raw::connect(&broker, true, client_id).await);
+    }
+    for v5 in BOTH {
+        let mut reset = Raw::open(&broker, v5).await;
+        reset.send(&Hello { client_id: "reset", ..Hello::default() }.bytes(v5)).await;
+        // Closing with unread data resets the connection.
+        drop(reset);
+        for bytes in [&b"\x20\x03\x00\x00\x00"[..], b"\xb0\x02\x00\x01", b"\x40\x02\x00\x63", b"\x70\x02\x00\x63"] {
+            let mut client = Raw::connect(&broker, v5, "odd").await;
+            client.send(bytes).await;
+            let mut first = Raw::open(&broker, v5).await;
+            first.send(bytes).await;
+        }
+    }
+    // Subscribers that leave or are taken over while they have not read.
+    for v5 in BOTH {
+        for _ in 0..20 {
+            let mut reader = Raw::connect(&broker, v5, "reader").await;
+            reader.subscribe("t/#", 1).await;
+            for number in 0..20 {
+                client = Raw::connect(&broker, v5, "k").await;
+                client.publish("t/n", &number.to_string(), 1, false, 1).await;
+                client.packet().await;
+            }
+        }
+    }
+    for watcher in &mut watchers {
+        // The topic of the first killer arrives as it should.
+        assert_eq!(watcher.message().await.topic, "\u{e9}x");
+        for _ in 0..2 * 20 {
+            for number in 0..20 {
+                let message = watcher.message().await;
+                assert_eq!(message.payload, number.to_string());
+                let id = message.packet_id.to_be_bytes();
+                watcher.send(&[0x40, 2, id[0], id[1]]).await;
+            }
+        }
+        watcher.nothing().await;
+    }
+    for count in 0..2 * 20 * 20 {
+        assert_eq!(patient(receiver.recv()).await.unwrap().payload(), (count % 20).to_string());
+    }
+    assert_eq!((broker.stat("connection_panics"), broker.stat("router_gaps")), (0, 0));
+}
+
+/// More than the router's log holds, read late: publishers wait, nothing is lost, the others' order stands.
+#[tokio::test]
+async fn credit_holds_publishers_back_and_loses_nothing() {
+    let (broker, _sender, mut receiver) = TestBroker::start_with_link(
+        |config| {
+            config.limits.packet_bytes = 8 * 1024;
+            config.router.segment_bytes = 16 * 1024;
+            config.router.segment_count = 2;
+        },
+        vec!["up/+".into()],
+    )
+    .await;
+    let count = 500;
+    let publishers: Vec<_> = [("up/a", "a"), ("up/b", "b"), ("up/c", "c")]
+        .into_iter()
+        .map(|(topic, client_id)| {
+            let address = broker.address;
+            tokio::spawn(async move {
+                let mut client = Raw { stream: tokio::net::TcpStream::connect(address).await.unwrap(), v5: false };
+                client.send(&Hello { client_id, ..Hello::default() }.bytes(false)).await;
+                client.packet().await;
+                for number in 0..count {
+                    client.publish(topic, &format!("{number:01000}"), (number % 2) as u8, false, 1).await;
+                }
+                client
+            })
+        })
+        .collect();
+    until(|| broker.stat("credit_waits") > 0).await;
+    let mut next = std::collections::HashMap::<String, usize>::new();
+    for _ in 0..3 * count {
+        let delivery = patient(receiver.recv()).await.unwrap();
+        let next = next.entry(delivery.topic().to_owned()).or_default();
+        assert_eq!(delivery.payload(), format!("{next:01000}"));
+        *next += 1;
+    }
+    assert!(next.values().all(|next| *next == count));
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    assert_eq!(broker.stat("router_gaps"), 0);
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_loses_qos_0_counted_and_delays_nobody() {
+    let broker = TestBroker::start(|config| config.limits.queue_bytes = 256 * 1024).await;
+    let mut stopped = Raw::connect(&broker, false, "stopped").await;
+    stopped.subscribe("t", 0).await;
+    let mut bystander = Raw::connect(&broker, true, "bystander").await;
+    bystander.subscribe("t", 0).await;
+    let mut publisher = Raw::connect(&broker, false, "p").await;
+    let payload = "x".repeat(16 * 1024);
+    let count = 1000;
+    for _ in 0..count {
+        publisher.publish("t", &payload, 0, false, 0).await;
+        assert_eq!(bystander.message().await.payload.len(), payload.len());
+    }
+    let mut received = 0;
+    let dropped = broker.stat("dropped_slow_reader");
+    assert!(dropped > 0);
+    while received < count - dropped {
+        stopped.message().await;
+        received += 1;
+    }
+    stopped.nothing().await;
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_hold_qos_1_ends_so_that_its_client_learns_of_the_gap() {
+    for connected in BOTH {
+        let broker = TestBroker::start(|config| config.limits.queue_messages = 10).await;
+        let (mut subscriber, _) = Raw::hello(&broker, true, lasting("s", true)).await;
+        subscriber.subscribe("t", 1).await;
+        let mut kept = Some(subscriber);
+        if !connected {
+            kept.take();
+            until(|| broker.stat("connections_now") == 0).await;
+        }
+        let mut publisher = Raw::connect(&broker, true, "p").await;
+        // More than the window and the queue hold together, none of it acknowledged by the subscriber.
+        for number in 0..300 {
+            publisher.publish("t", "x", 1, false, number + 1).await;
+            assert_eq!(publisher.packet().await.0, 0x40);
+        }
+        if let Some(mut subscriber) = kept {
+            let farewell = async {
+                loop {
+                    if let (0xe0, body) = subscriber.packet().await {
+                        break body;
+                    }
+                }
+            };
+            assert_eq!(patient(farewell).await, [0x97]);
+        }
+        let (_, present) = Raw::hello(&broker, true, lasting("s", true)).await;
+        assert!(!present);
+        assert!(broker.stat("queue_overflows") > 0);
+    }
+}
+
+#[tokio::test]
+async fn the_link_speaks_and_hears_with_mqtt_5_request_and_response() {
+    let (broker, sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["ask/+".into()]).await;
+    let mut client = Raw::connect(&broker, true, "c").await;
+    client.subscribe("answer/c", 1).await;
+    let properties = [&[0x08][..], &text("answer/c"), &[0x09], &text("id")].concat();
+    let body = [text("ask/c"), vec![properties.len() as u8], properties, b"?".to_vec()].concat();
+    client.send(&framed(0x30, &body)).await;
+    let request = patient(receiver.recv()).await.unwrap();
+    assert_eq!((request.topic(), &request.payload()[..]), ("ask/c", &b"?"[..]));
+    assert_eq!(request.response_topic(), Some("answer/c"));
+    let outgoing = Outgoing {
+        topic: request.response_topic().unwrap().to_owned(),
+        payload: "!".into(),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        correlation_data: request.correlation_data(),
+    };
+    sender.publish(outgoing).await.unwrap();
+    let answer = client.message().await;
+    assert_eq!((answer.payload.as_str(), answer.qos), ("!", 1));
+    assert_eq!(answer.properties, [&[0x09][..], &text("id")].concat());
+}
+
+#[tokio::test]
+async fn seeded_messages_are_retained_and_the_link_is_given_once() {
+    let mut config = BrokerConfig::default();
+    config.listeners.values_mut().for_each(|listener| listener.address.set_port(0));
+    let broker = Broker::bind(config).await.unwrap();
+    broker.seed_retained("a/b", b"seed");
+    assert!(broker.link(vec![]).is_ok() && broker.link(vec![]).is_err());
+    assert_eq!(broker.stats().snapshot()["retained_now"], 1);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_its_cause() {
+    let broker = TestBroker::start(|_| {}).await;
+    let mut config = BrokerConfig::default();
+    config.listeners.values_mut().for_each(|listener| listener.address = broker.address);
+    let error = Broker::bind(config).await.err().unwrap().to_string();
+    let expected = format!("listener local: cannot listen on {}: Address already in use", broker.address);
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[tokio::test]
+async fn stopping_tells_every_client_and_publishes_no_will() {
+    let (broker, _sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["will".into()]).await;
+    let hello = |client_id| Hello { client_id, will: Some(("will", "gone", 0, false)), ..Hello::default() };
+    let (mut old, _) = Raw::hello(&broker, false, hello("old")).await;
+    let (mut new, _) = Raw::hello(&broker, true, hello("new")).await;
+    let stats = broker.stats.clone();
+    broker.stop().await;
+    old.closed().await;
+    assert_eq!(new.packet().await, (0xe0, vec![0x8b]));
+    assert_eq!(stats.snapshot()["wills"], 0);
+    let heard = tokio::time::timeout(Duration::from_millis(50), receiver.recv()).await;
+    assert!(heard.is_err(), "{heard:?}");
+}

@@ -1,0 +1,68 @@
+use std::time::Duration;
+
+use rpicluster_protocol::limits::{BACKOFF_MAX, BACKOFF_MIN};
+
+/// A connection that held for this long was a good one: the next failure starts with short waits again. A shorter one
+/// may be refused at once each time, or be taken over by another slave with the same id.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+
+/// How long to wait before the next connection: exponential with full jitter, so that slaves that lost their broker
+/// together do not come back together.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    ceiling: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new() -> Backoff {
+        Backoff { ceiling: BACKOFF_MIN }
+    }
+
+    /// The wait after a connection that held for `held` (zero if there was none).
+    pub(crate) fn after(&mut self, held: Duration, random: &mut fastrand::Rng) -> Duration {
+        if held >= GOOD_CONNECTION {
+            self.ceiling = BACKOFF_MIN;
+        }
+        let wait = self.ceiling.mul_f64(random.f64());
+        self.ceiling = (self.ceiling * 2).min(BACKOFF_MAX);
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ceilings_double_up_to_the_longest_wait() {
+        let mut backoff = Backoff::new();
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut ceilings = Vec::new();
+        for _ in 0..8 {
+            let ceiling = backoff.ceiling;
+            ceilings.push(ceiling.as_millis());
+            assert!(backoff.after(Duration::ZERO, &mut random) <= ceiling);
+        }
+        assert_eq!(ceilings, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn jitter_is_full() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let first_waits: Vec<_> =
+            (0..1000).map(|_| Backoff::new().after(Duration::ZERO, &mut random).as_millis()).collect();
+        assert!(first_waits.iter().any(|wait| *wait < 25) && first_waits.iter().any(|wait| *wait > 475));
+    }
+
+    #[test]
+    fn only_a_good_connection_starts_afresh() {
+        let mut backoff = Backoff::new();
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..5 {
+            backoff.after(Duration::from_secs(9), &mut random);
+        }
+        assert_eq!(backoff.ceiling, Duration::from_secs(16));
+        backoff.after(GOOD_CONNECTION, &mut random);
+        assert_eq!(backoff.ceiling, BACKOFF_MIN * 2);
+    }
+}
