@@ -1,1 +1,55 @@
-fn main() {}
+//! Measures rpicluster beside its floor and its peer, in the same run.
+//!
+//! One JSON line a figure on standard output, a table on standard error at the end. A timing is never a test: nothing here
+//! fails because a machine is slow, but a run that lost messages is no measurement and ends with an error.
+
+mod client;
+mod figure;
+mod latency;
+mod peers;
+mod scale;
+mod throughput;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+use figure::Figures;
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Everything
+    All,
+    /// `info` request to reply
+    Latency,
+    /// Messages through bus and handlers
+    Throughput,
+    /// 1,000 slaves, one agent, writes of an idle cluster
+    Scale,
+}
+
+/// Measure rpicluster beside its floor and mosquitto. Build it with --release.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// What to measure
+    #[arg(default_value = "all")]
+    what: What,
+}
+
+fn main() -> Result<()> {
+    let Arguments { what } = Arguments::parse();
+    peers::raise_open_files()?;
+    peers::build_product()?;
+    let mut figures = Figures::default();
+    if matches!(what, What::All | What::Latency) {
+        latency::measure(&mut figures)?;
+    }
+    if matches!(what, What::All | What::Throughput) {
+        throughput::measure(&mut figures)?;
+    }
+    if matches!(what, What::All | What::Scale) {
+        scale::measure(&mut figures)?;
+    }
+    figures.table();
+    Ok(())
+}

@@ -1,1 +1,32 @@
+//! The master: an MQTT broker, a handler task for each slave, one engine that decides, a store that remembers, and HTTP.
 //!
+//! A message goes from the broker's link through the bus to its slave's handler, which answers at once and tells the engine
+//! what matters for presence. The engine's effects go to the store, to the view that HTTP reads, and back to the slaves.
+
+mod bus;
+mod clock;
+mod commands;
+mod config;
+mod counters;
+mod engine;
+mod handler;
+mod health;
+mod loglimit;
+mod mailbox;
+mod outbox;
+mod publish;
+mod sampler;
+mod slave_list;
+mod start;
+mod store;
+mod tasks;
+mod view;
+mod web;
+
+pub use config::MasterConfig;
+pub use start::{Master, Settings, StartError};
+pub use store::StoreError;
+pub use tasks::RunError;
+
+/// The version of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,173 @@
+//! The processes that are measured: a master, a slave, mosquitto.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A process that is stopped when dropped.
+pub(crate) struct Process {
+    child: Child,
+    _folder: TempDir,
+}
+
+/// A running master.
+pub(crate) struct Master {
+    pub(crate) process: Process,
+    pub(crate) mqtt: SocketAddr,
+    http: String,
+}
+
+/// Builds the product that this program measures.
+pub(crate) fn build_product() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo).args(["build", "--release", "--locked", "-q", "-p", "rpicluster"]).status()?;
+    ensure!(status.success(), "the product does not build");
+    Ok(())
+}
+
+/// Lets this process and its children hold thousands of sockets.
+pub(crate) fn raise_open_files() -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+fn product() -> Result<PathBuf> {
+    // The benchmark lies in the folder of the product it has just built.
+    let folder = std::env::current_exe()?;
+    Ok(folder.with_file_name("rpicluster"))
+}
+
+impl Master {
+    /// Starts a master on free ports, with its state in a temporary folder. `wrapper` is put before the command.
+    pub(crate) fn start(wrapper: &[&str]) -> Result<Master> {
+        let folder = tempfile::tempdir()?;
+        let program = product()?;
+        let words: Vec<&str> = wrapper.iter().copied().chain(program.to_str()).collect();
+        let (first, rest) = words.split_first().context("path of the product is not UTF-8")?;
+        let mut child = Command::new(first)
+            .args(rest)
+            .args(["master", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state-dir"])
+            .arg(folder.path())
+            .current_dir(folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("start {words:?}"))?;
+        let lines = BufReader::new(child.stdout.take().context("standard output")?).lines();
+        let process = Process { child, _folder: folder };
+        let (mut mqtt, mut http) = (None, None);
+        for line in lines {
+            let line = line?;
+            if let Some(rest) = line.strip_prefix("master: mqtt ") {
+                mqtt = Some(rest.split(' ').next().unwrap_or(rest).parse()?);
+            } else if let Some(rest) = line.strip_prefix("master: http ") {
+                http = Some(rest.to_owned());
+            } else if line == "master: ready" {
+                break;
+            }
+        }
+        let (Some(mqtt), Some(http)) = (mqtt, http) else { bail!("the master did not start") };
+        Ok(Master { process, mqtt, http })
+    }
+
+    /// `/api/v1/status`
+    pub(crate) fn status(&self) -> Result<Value> {
+        let body = ureq::get(format!("{}/api/v1/status", self.http)).call()?.body_mut().read_to_string()?;
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// One of the master's counters.
+    pub(crate) fn counter(&self, name: &str) -> Result<u64> {
+        self.status()?["counters"][name].as_u64().with_context(|| format!("counter {name}"))
+    }
+}
+
+/// An agent that talks to `master`.
+pub(crate) fn start_slave(master: SocketAddr) -> Result<Process> {
+    let folder = tempfile::tempdir()?;
+    let child = Command::new(product()?)
+        .args(["slave", "--id", "bench-agent", "--master", &master.to_string(), "--state-dir"])
+        .arg(folder.path())
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    Ok(Process { child, _folder: folder })
+}
+
+/// Debian's mosquitto on a free port, or `None` where it is not installed.
+pub(crate) fn start_mosquitto() -> Result<Option<(Process, SocketAddr)>> {
+    let program = Path::new("/usr/sbin/mosquitto");
+    if !program.exists() {
+        eprintln!("mosquitto is not installed: its figures are left out");
+        return Ok(None);
+    }
+    let folder = tempfile::tempdir()?;
+    let address: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
+    let file = folder.path().join("mosquitto.conf");
+    // The same TCP_NODELAY and the same freedom as the embedded broker has.
+    let text = format!(
+        "listener {} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 0\n",
+        address.port()
+    );
+    std::fs::write(&file, text)?;
+    let mut command = Command::new(program);
+    command.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+    let process = Process { child: command.spawn()?, _folder: folder };
+    wait_until("mosquitto listens", || Ok(TcpStream::connect(address).is_ok()))?;
+    Ok(Some((process, address)))
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Looks until a condition holds.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !condition()? {
+        ensure!(Instant::now() < deadline, "not within {START_TIMEOUT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+impl Process {
+    /// Resident memory in bytes. Of the process itself, or of its only child if it is a wrapper.
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib * 1024)
+    }
+
+    /// CPU time used so far, of all threads.
+    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+        // schedstat counts nanoseconds where stat counts ticks of 10 ms.
+        let mut nanos = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            nanos += text.split(' ').next().unwrap_or("0").parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}

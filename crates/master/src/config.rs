@@ -1,0 +1,74 @@
+//! The section `[master]` of `rpicluster.toml`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rpicluster_protocol::limits::PRESENCE_TIMEOUT;
+use serde::{Deserialize, Serialize};
+
+/// `[master]`. Every field has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MasterConfig {
+    /// Where HTTP is served: `127.0.0.1:8080`. Port 0 takes a free one.
+    pub http: SocketAddr,
+    /// The folder of the master's store: `/var/lib/rpicluster`. Two masters cannot share it.
+    pub state_dir: PathBuf,
+    /// A slave of which nothing came for this long is offline: `15s`, at least one second.
+    #[serde(with = "humantime_serde")]
+    pub presence_timeout: Duration,
+    /// How many slaves may be known, offline ones included: 10,000. Further client ids are refused and counted.
+    pub slaves_max: usize,
+}
+
+impl Default for MasterConfig {
+    fn default() -> Self {
+        MasterConfig {
+            http: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            state_dir: PathBuf::from("/var/lib/rpicluster"),
+            presence_timeout: PRESENCE_TIMEOUT,
+            slaves_max: 10_000,
+        }
+    }
+}
+
+impl MasterConfig {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// The sentence names the key and the values that are possible.
+    pub fn check(&self) -> Result<(), String> {
+        if self.presence_timeout < Duration::from_secs(1) {
+            return Err(String::from(
+                "master.presence_timeout is less than one second: slaves speak every few seconds",
+            ));
+        }
+        if self.slaves_max == 0 {
+            return Err(String::from("master.slaves_max is 0: at least one slave must be possible"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
+        assert_eq!(MasterConfig::default().check(), Ok(()));
+        let hasty = MasterConfig { presence_timeout: Duration::from_millis(999), ..MasterConfig::default() };
+        assert!(hasty.check().unwrap_err().contains("master.presence_timeout"));
+        let lonely = MasterConfig { slaves_max: 0, ..MasterConfig::default() };
+        assert!(lonely.check().unwrap_err().contains("master.slaves_max"));
+    }
+
+    #[test]
+    fn durations_are_written_for_people_and_unknown_keys_are_errors() {
+        let written = serde_json::to_value(MasterConfig::default()).unwrap();
+        assert_eq!(written["presence_timeout"], "15s");
+        assert_eq!(serde_json::from_value::<MasterConfig>(written).unwrap(), MasterConfig::default());
+        assert!(serde_json::from_str::<MasterConfig>(r#"{"presence_timeuot": "15s"}"#).is_err());
+    }
+}

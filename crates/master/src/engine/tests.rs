@@ -1,0 +1,249 @@
+use rpicluster_protocol::Details;
+use tempfile::TempDir;
+
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+struct Bench {
+    engine: Engine,
+    view: Arc<View>,
+    health: Arc<Health>,
+    commands: mpsc::Receiver<Command>,
+    now: Moment,
+    folder: TempDir,
+}
+
+fn pi() -> SlaveId {
+    "pi".parse().unwrap()
+}
+
+fn state(liveness: Liveness, session: &str, reason: Option<&str>) -> State {
+    State {
+        state: liveness,
+        session: session.parse().unwrap(),
+        protocol: Some(1),
+        boot_id: None,
+        version: None,
+        slots: None,
+        reason: reason.map(str::to_owned),
+    }
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::open(tempfile::tempdir().unwrap(), COMMANDS)
+    }
+
+    fn open(folder: TempDir, commands_max: usize) -> Bench {
+        let now = Moment::from_millis(1_000_000);
+        let store = Store::open(folder.path()).unwrap();
+        let slaves = store.slaves().unwrap();
+        let view = Arc::new(View::new(100));
+        let health = Arc::new(Health::new(now));
+        let (sender, commands) = mpsc::channel(commands_max);
+        let surroundings = Surroundings {
+            view: view.clone(),
+            health: health.clone(),
+            counters: Arc::default(),
+            log: Arc::new(SharedLogLimit::new(1_000, Duration::from_secs(1))),
+            commands: sender,
+        };
+        let records = slaves.into_iter().map(|slave| slave.record).collect();
+        let engine = Engine::new(TIMEOUT, store, records, surroundings, now);
+        Bench { engine, view, health, commands, now, folder }
+    }
+
+    fn meet(&self, id: &SlaveId) -> Arc<crate::view::Slave> {
+        self.view.get_or_meet(id, Timestamp::from_unix_ms(0)).unwrap()
+    }
+
+    fn claim(&mut self, state: State) {
+        self.meet(&pi());
+        self.step(vec![Input::Claim { slave: pi(), state, at: self.now }]);
+    }
+
+    /// One step of engine and bus, both alive.
+    fn step(&mut self, mut inputs: Vec<Input>) {
+        self.health.bus.beat(self.now);
+        self.engine.step(&mut inputs, true, self.now, Timestamp::from_unix_ms(self.now.as_millis()));
+    }
+
+    /// Time passes as in life: nobody is away.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now = end.min(self.now + BEAT_INTERVAL);
+            self.step(Vec::new());
+        }
+    }
+
+    fn shown(&self) -> (Liveness, Option<String>) {
+        let latest = self.view.get("pi").unwrap().latest();
+        (latest.state, latest.reason)
+    }
+
+    fn commands(&mut self) -> Vec<Command> {
+        std::iter::from_fn(|| self.commands.try_recv().ok()).collect()
+    }
+}
+
+const COMMANDS: usize = 16;
+const ONLINE: (Liveness, Option<String>) = (Liveness::Online, None);
+
+#[test]
+fn a_claim_is_in_the_view_at_once_and_in_the_store_within_ten_seconds() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    assert_eq!(bench.shown(), ONLINE);
+    assert_eq!(bench.engine.store.slaves().unwrap(), []);
+    bench.pass(SAVE_INTERVAL);
+    let saved = bench.engine.store.slaves().unwrap();
+    assert_eq!(saved[0].record.claim.as_ref().unwrap().session.as_str(), "s1");
+    assert_eq!(saved[0].since, Timestamp::from_unix_ms(1_000_000));
+}
+
+#[test]
+fn an_idle_cluster_writes_nothing() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.pass(SAVE_INTERVAL);
+    let log = bench.folder.path().join("master.db-wal");
+    let before = std::fs::metadata(&log).unwrap().len();
+    for _ in 0..12 {
+        bench.view.get("pi").unwrap().pulse.beat(bench.now);
+        bench.pass(Duration::from_secs(5));
+    }
+    assert_eq!(bench.shown(), ONLINE);
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), before);
+}
+
+#[test]
+fn details_are_saved_as_they_are_then() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    let slave = bench.meet(&pi());
+    for cores in [1, 2] {
+        if slave.set_details(Arc::new(Details { cpu_cores: Some(cores), ..Details::default() })) {
+            bench.step(vec![Input::Details { slave: pi() }]);
+        }
+    }
+    bench.pass(SAVE_INTERVAL);
+    assert_eq!(bench.engine.store.slaves().unwrap()[0].details.as_ref().unwrap().cpu_cores, Some(2));
+    assert!(slave.set_details(Arc::default()), "the next details are news again");
+}
+
+#[test]
+fn silence_is_judged_by_the_pulse_and_only_when_nothing_waits() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    let slave = bench.meet(&pi());
+    bench.pass(Duration::from_secs(14));
+    slave.pulse.beat(bench.now);
+    bench.pass(Duration::from_millis(14_500));
+    assert_eq!(bench.shown(), ONLINE);
+    bench.now = bench.now + BEAT_INTERVAL;
+    bench.health.bus.beat(bench.now);
+    bench.engine.step(&mut Vec::new(), false, bench.now, Timestamp::from_unix_ms(0));
+    assert_eq!(bench.shown(), ONLINE, "an input that waits may be its sign of life");
+    bench.step(Vec::new());
+    assert_eq!(bench.shown(), (Liveness::Offline, Some("silent".into())));
+    let truth = state(Liveness::Offline, "s1", Some("silent"));
+    assert_eq!(bench.commands(), [Command::RewriteRetained(pi(), truth)]);
+
+    assert!(slave.pulse.beat(bench.now), "the next message is asked for");
+    bench.step(vec![Input::Sign { slave: pi(), at: bench.now }]);
+    assert_eq!(bench.shown(), ONLINE);
+}
+
+#[test]
+fn a_message_that_races_with_the_judgement_wins() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.pass(TIMEOUT - BEAT_INTERVAL);
+    bench.now = bench.now + BEAT_INTERVAL;
+    // Core judges before it is told of this one; the question that follows finds it.
+    bench.engine.presence.timeout(bench.now, &mut bench.engine.effects);
+    bench.view.get("pi").unwrap().pulse.beat(bench.now);
+    bench.step(Vec::new());
+    assert_eq!(bench.shown(), ONLINE);
+}
+
+#[test]
+fn a_master_that_was_away_gives_everybody_as_much_more_time() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.pass(Duration::from_secs(10));
+    bench.view.get("pi").unwrap().pulse.beat(bench.now);
+    bench.pass(Duration::from_secs(1));
+    bench.now = bench.now + Duration::from_secs(60);
+    // The engine wakes before the bus does.
+    bench.engine.step(&mut Vec::new(), true, bench.now, Timestamp::from_unix_ms(0));
+    assert_eq!(bench.shown(), ONLINE);
+    bench.pass(Duration::from_secs(13));
+    assert_eq!(bench.shown(), ONLINE);
+    bench.pass(Duration::from_secs(2));
+    assert_eq!(bench.shown().0, Liveness::Offline);
+}
+
+#[test]
+fn a_bus_that_hangs_makes_nobody_offline() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    for _ in 0..120 {
+        bench.now = bench.now + BEAT_INTERVAL;
+        bench.engine.step(&mut Vec::new(), true, bench.now, Timestamp::from_unix_ms(0));
+    }
+    assert_eq!(bench.shown(), ONLINE);
+    assert!(!bench.health.bus.is_alive(bench.now) && bench.health.engine.is_alive(bench.now));
+    bench.pass(Duration::from_secs(10));
+    assert_eq!(bench.shown(), ONLINE);
+}
+
+#[test]
+fn a_store_that_fails_stops_nothing_and_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.engine.store.break_down();
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.pass(SAVE_INTERVAL);
+    assert_eq!(bench.engine.counters.store_failures.get(), 1);
+    bench.claim(state(Liveness::Offline, "s1", Some("stopped")));
+    assert_eq!(bench.shown(), (Liveness::Offline, Some("stopped".into())));
+    bench.engine.store.mend();
+    bench.pass(SAVE_INTERVAL);
+    assert_eq!(bench.engine.store.slaves().unwrap()[0].record.reason.as_deref(), Some("stopped"));
+    assert_eq!(bench.engine.counters.store_failures.get(), 1);
+}
+
+#[test]
+fn what_a_full_queue_does_not_take_is_made_again_from_what_holds_then() {
+    let mut bench = Bench::open(tempfile::tempdir().unwrap(), 1);
+    bench.claim(state(Liveness::Online, "s2", None));
+    bench.claim(state(Liveness::Offline, "unknown", None));
+    bench.claim(state(Liveness::Online, "s3", None));
+    let rewritten = |session| Command::RewriteRetained(pi(), state(Liveness::Online, session, Some("restored")));
+    assert_eq!(bench.commands(), [rewritten("s2")]);
+    bench.claim(state(Liveness::Online, "s2", None));
+    assert_eq!(bench.commands(), [rewritten("s3")]);
+    bench.step(Vec::new());
+    assert_eq!(bench.commands(), [Command::Announce(pi())]);
+}
+
+#[test]
+fn a_new_engine_knows_what_the_old_one_saved_at_its_end() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.claim(state(Liveness::Online, "s2", None));
+    let (sender, inputs) = mpsc::channel::<Input>(1);
+    drop(sender);
+    let Bench { engine, folder, .. } = bench;
+    engine.run(inputs).unwrap();
+
+    let mut bench = Bench::open(folder, COMMANDS);
+    bench.meet(&pi()).set_presence(Liveness::Online, None, None, Timestamp::from_unix_ms(0));
+    bench.claim(state(Liveness::Offline, "s1", Some("connection_lost")));
+    assert_eq!(bench.shown(), ONLINE);
+    assert!(bench.commands().contains(&Command::Announce(pi())));
+    bench.pass(TIMEOUT);
+    assert_eq!(bench.shown(), (Liveness::Offline, Some("silent".into())));
+}

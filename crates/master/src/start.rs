@@ -1,0 +1,306 @@
+//! Starting, running and stopping a master.
+//!
+//! The order matters. The store is opened first: it says who is known, and that no other master runs here. The broker gets
+//! states and details back before it listens, so that no client ever reads an empty cluster.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rpicluster_broker::{BindError, Broker, BrokerConfig, LinkError, LinkReceiver, LinkSender, Outgoing, QoS};
+use rpicluster_machine::Sampler;
+use rpicluster_protocol::limits::PROTOCOL_VERSION;
+use rpicluster_protocol::{
+    Envelope, FromSlave, Liveness, MessageError, SessionId, State, ToSlave, Topic, TopicRoot, Upward,
+    encode_from_slave, encode_to_slave,
+};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+use crate::bus::Bus;
+use crate::commands::{self, COMMANDS_MAX};
+use crate::config::MasterConfig;
+use crate::counters::MasterCounters;
+use crate::engine::{Engine, INPUTS_MAX, Surroundings};
+use crate::handler::World;
+use crate::health::Health;
+use crate::loglimit::SharedLogLimit;
+use crate::publish::Publish;
+use crate::store::{Store, StoreError, StoredSlave};
+use crate::tasks::{RunError, Tasks};
+use crate::view::{Latest, View};
+use crate::web::{self, Site};
+use crate::{clock, sampler};
+
+/// The supervised task that must end last.
+const BROKER_TASK: &str = "broker";
+
+/// How long each stage of a clean stop may take: some commits of a slow SD card take seconds.
+const STOP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long the goodbye may take when the broker is busy.
+const GOODBYE_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Lines of all slaves together, apart from coming and going: a burst, then one for each interval.
+const PEER_LOG: (u32, Duration) = (100, Duration::from_millis(200));
+
+/// Lines about coming and going: 10,000 disconnects in a minute are a few dozen lines.
+const PRESENCE_LOG: (u32, Duration) = (40, Duration::from_secs(2));
+
+/// All that a master needs to know.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The root of all topics.
+    pub root: TopicRoot,
+    /// Section `[master]` of `rpicluster.toml`.
+    pub master: MasterConfig,
+    /// `broker.toml`.
+    pub broker: BrokerConfig,
+}
+
+/// Why a master could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting cannot work.
+    #[error("{0}")]
+    Setting(String),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An address for MQTT cannot be bound.
+    #[error("MQTT {0}; choose another address with --mqtt or in broker.toml")]
+    Mqtt(BindError),
+    /// The broker cannot start for another reason.
+    #[error(transparent)]
+    Broker(BindError),
+    /// The address for HTTP cannot be bound.
+    #[error("HTTP: cannot bind {address}: {cause}; choose another address with --http")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+    /// The broker stopped before it had started.
+    #[error("the master's link to its broker failed: {0}")]
+    Link(#[from] LinkError),
+    /// The system gives no random numbers for the session.
+    #[error("the system gives no random numbers: {0}")]
+    Random(String),
+    /// What the store remembers of a slave cannot be said on the wire.
+    #[error("cannot give the broker back what is known: {0}")]
+    Message(#[from] MessageError),
+}
+
+/// A master that has bound its addresses, and serves once it [runs](Master::run).
+pub struct Master {
+    settings: Settings,
+    store: Store,
+    slaves: Vec<StoredSlave>,
+    view: Arc<View>,
+    session: SessionId,
+    broker: Broker,
+    link: (LinkSender, LinkReceiver),
+    http: TcpListener,
+    http_address: SocketAddr,
+}
+
+impl Master {
+    /// Opens the store, starts the broker and binds all addresses.
+    ///
+    /// # Errors
+    /// [`StartError`] names what is in the way and what to do.
+    pub async fn bind(settings: Settings) -> Result<Master, StartError> {
+        settings.master.check().map_err(StartError::Setting)?;
+        let store = Store::open(&settings.master.state_dir)?;
+        let slaves = store.slaves()?;
+        let view = Arc::new(view_of(&slaves, settings.master.slaves_max));
+        let session = random_session()?;
+
+        let broker = Broker::bind(settings.broker.clone()).await.map_err(unbound)?;
+        seed(&broker, &settings.root, &slaves, &session)?;
+        let link = broker.link(vec![settings.root.every_slave()])?;
+
+        let address = settings.master.http;
+        let refused = |cause| StartError::Http { address, cause };
+        let http = TcpListener::bind(address).await.map_err(refused)?;
+        let http_address = http.local_addr().map_err(refused)?;
+        Ok(Master { settings, store, slaves, view, session, broker, link, http, http_address })
+    }
+
+    /// Names and addresses of the broker's listeners.
+    pub fn mqtt_addresses(&self) -> Vec<(String, SocketAddr)> {
+        self.broker.addresses()
+    }
+
+    /// Where HTTP is served.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http_address
+    }
+
+    /// Serves until `shutdown` completes, then says goodbye and saves what it knows.
+    ///
+    /// # Errors
+    /// The first part that fails ends the master.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+        let (root, session, goodbye) = (self.settings.root.clone(), self.session.clone(), self.link.0.clone());
+        let mut running = self.start();
+        tokio::select! {
+            () = shutdown => {}
+            error = running.tasks.failure() => return Err(error),
+        }
+        info!("the master stops");
+        say_goodbye(&goodbye, &root, session).await;
+        running.stop().await
+    }
+
+    fn start(self) -> Running {
+        let now = clock::now();
+        let health = Arc::new(Health::new(now));
+        let counters = Arc::new(MasterCounters::default());
+        let (stop_front, stop) = watch::channel(false);
+        let (stop_broker, broker_stop) = oneshot::channel::<()>();
+        let (engine_sender, engine_inputs) = mpsc::channel(INPUTS_MAX);
+        let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let mut sampler = Sampler::new();
+        let (machine_sender, machine) = watch::channel(sampler::sample(&mut sampler));
+        let (publisher, link) = self.link;
+        let root = self.settings.root;
+
+        let site = Arc::new(Site {
+            view: self.view.clone(),
+            health: health.clone(),
+            counters: counters.clone(),
+            broker: self.broker.stats(),
+            session: self.session,
+            started: now,
+            mqtt: self.broker.addresses(),
+        });
+        let surroundings = Surroundings {
+            view: self.view.clone(),
+            health: health.clone(),
+            counters: counters.clone(),
+            log: Arc::new(SharedLogLimit::new(PRESENCE_LOG.0, PRESENCE_LOG.1)),
+            commands: command_sender,
+        };
+        let timeout = self.settings.master.presence_timeout;
+        let records = self.slaves.into_iter().map(|slave| slave.record).collect();
+        let engine = Engine::new(timeout, self.store, records, surroundings, now);
+        let world = Arc::new(World {
+            root: root.clone(),
+            view: self.view,
+            engine: engine_sender,
+            machine,
+            publisher: publisher.clone(),
+            log: SharedLogLimit::new(PEER_LOG.0, PEER_LOG.1),
+        });
+        let bus = Bus::new(world, health, counters.clone());
+
+        let mut tasks = Tasks::default();
+        // Dropped with us or told: both mean that the broker stops.
+        tasks.spawn(BROKER_TASK, self.broker.run(async { drop(broker_stop.await) }));
+        tasks.spawn("bus", bus.run(link, stop.clone()));
+        tasks.spawn_thread("engine", move || engine.run(engine_inputs));
+        tasks.spawn("command sender", commands::send(commands, root, publisher, counters));
+        tasks.spawn("sampler", sampler::run(sampler, machine_sender, stop.clone()));
+        tasks.spawn("HTTP server", web::serve(self.http, web::router(site), stop));
+        Running { tasks, stop_front, stop_broker }
+    }
+}
+
+/// The tasks of a master, and how to stop them.
+struct Running {
+    tasks: Tasks,
+    stop_front: watch::Sender<bool>,
+    stop_broker: oneshot::Sender<()>,
+}
+
+impl Running {
+    /// Bus and HTTP first; the engine then has no more inputs, saves and ends; the broker last.
+    async fn stop(mut self) -> Result<(), RunError> {
+        self.stop_front.send_replace(true);
+        let front = self.tasks.finish(Some(BROKER_TASK), STOP_TIME_MAX).await;
+        // A broker that has ended by itself does not listen to this any more: `finish` tells why.
+        let _ = self.stop_broker.send(());
+        let broker = self.tasks.finish(None, STOP_TIME_MAX).await;
+        front.and(broker)
+    }
+}
+
+fn view_of(slaves: &[StoredSlave], slaves_max: usize) -> View {
+    let view = View::new(slaves_max);
+    for StoredSlave { record, since, details } in slaves {
+        let latest = Latest {
+            state: record.liveness,
+            since: *since,
+            reason: record.reason.clone(),
+            session: record.claim.as_ref().map(|claim| claim.session.clone()),
+            details: details.clone().map(Arc::new),
+            vitals: None,
+        };
+        view.restore(record.slave.clone(), latest);
+    }
+    view
+}
+
+fn unbound(error: BindError) -> StartError {
+    match error {
+        BindError::Listen { .. } => StartError::Mqtt(error),
+        other => StartError::Broker(other),
+    }
+}
+
+fn random_session() -> Result<SessionId, StartError> {
+    let bits = getrandom::u64().map_err(|error| StartError::Random(error.to_string()))?;
+    Ok(SessionId::from_random(bits))
+}
+
+/// Puts the retained messages in place that clients will ask for.
+fn seed(broker: &Broker, root: &TopicRoot, slaves: &[StoredSlave], session: &SessionId) -> Result<(), StartError> {
+    for StoredSlave { record, details, .. } in slaves {
+        let put = |leaf, message| -> Result<(), StartError> {
+            let payload = encode_from_slave(&Envelope::new(message))?;
+            broker.seed_retained(&root.name(&Topic::From(record.slave.clone(), leaf)), &payload);
+            Ok(())
+        };
+        if let Some(claim) = &record.claim {
+            let state = State { state: record.liveness, reason: record.reason.clone(), ..claim.clone() };
+            put(Upward::State, FromSlave::State(state))?;
+        }
+        if let Some(details) = details {
+            put(Upward::Details, FromSlave::ComputerDetails(Box::new(details.clone())))?;
+        }
+    }
+    let state = encode_to_slave(&own_state(Liveness::Online, session.clone(), None))?;
+    broker.seed_retained(&root.name(&Topic::MasterState), &state);
+    Ok(())
+}
+
+fn own_state(state: Liveness, session: SessionId, reason: Option<&str>) -> Envelope<ToSlave> {
+    Envelope::new(ToSlave::State(State {
+        state,
+        session,
+        protocol: Some(PROTOCOL_VERSION),
+        boot_id: None,
+        version: Some(crate::VERSION.to_owned()),
+        slots: None,
+        reason: reason.map(str::to_owned),
+    }))
+}
+
+async fn say_goodbye(publisher: &impl Publish, root: &TopicRoot, session: SessionId) {
+    let Ok(payload) = encode_to_slave(&own_state(Liveness::Offline, session, Some("stopped"))) else { return };
+    let message = Outgoing {
+        topic: root.name(&Topic::MasterState),
+        payload: Bytes::from(payload),
+        qos: QoS::AtLeastOnce,
+        retain: true,
+        correlation_data: None,
+    };
+    if !matches!(tokio::time::timeout(GOODBYE_TIME_MAX, publisher.publish(message)).await, Ok(Ok(()))) {
+        warn!("the broker did not take the master's goodbye: slaves notice by the closed connection");
+    }
+}

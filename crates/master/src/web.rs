@@ -1,0 +1,164 @@
+//! HTTP for people and scripts: JSON, read only.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use rpicluster_broker::Stats;
+use rpicluster_core::Moment;
+use rpicluster_protocol::{Details, Liveness, SessionId, SlaveId, Timestamp, Vitals};
+use serde::Serialize;
+
+use crate::clock;
+use crate::counters::{MasterCounters, MasterFigures, SlaveFigures};
+use crate::health::Health;
+use crate::view::{Latest, Slave, View};
+
+mod server;
+pub(crate) use server::serve;
+
+/// What HTTP reads.
+pub(crate) struct Site {
+    pub(crate) view: Arc<View>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) counters: Arc<MasterCounters>,
+    pub(crate) broker: Arc<Stats>,
+    pub(crate) session: SessionId,
+    pub(crate) started: Moment,
+    pub(crate) mqtt: Vec<(String, SocketAddr)>,
+}
+
+/// One slave as HTTP shows it.
+#[derive(Serialize)]
+struct SlavePage<'a> {
+    id: &'a SlaveId,
+    state: Liveness,
+    since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<&'a SessionId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a Details>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vitals: Option<&'a Vitals>,
+    counters: SlaveFigures,
+}
+
+/// `/api/v1/status`
+#[derive(Serialize)]
+struct StatusPage<'a> {
+    version: &'static str,
+    session: &'a SessionId,
+    uptime_seconds: u64,
+    mqtt: BTreeMap<&'a str, SocketAddr>,
+    slaves: usize,
+    online: usize,
+    counters: Totals,
+    broker: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    #[serde(flatten)]
+    slaves: SlaveFigures,
+    #[serde(flatten)]
+    master: MasterFigures,
+}
+
+/// `/healthz`
+#[derive(Serialize)]
+struct HealthPage {
+    status: &'static str,
+    bus: &'static str,
+    engine: &'static str,
+}
+
+#[derive(Serialize)]
+struct ErrorPage {
+    error: String,
+}
+
+/// All pages.
+pub(crate) fn router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/api/v1/slaves", get(slaves))
+        .route("/api/v1/slaves/{id}", get(slave))
+        .route("/api/v1/status", get(status))
+        .route("/healthz", get(healthz))
+        .fallback(async |uri: Uri| error(StatusCode::NOT_FOUND, format!("there is no page {:?}", uri.path())))
+        .method_not_allowed_fallback(async || {
+            error(StatusCode::METHOD_NOT_ALLOWED, String::from("this page can only be read: use GET"))
+        })
+        .layer(DefaultBodyLimit::max(0))
+        .with_state(site)
+}
+
+async fn slaves(State(site): State<Arc<Site>>) -> Response {
+    let slaves: Vec<(Arc<Slave>, Latest)> = with_latest(&site.view);
+    Json(slaves.iter().map(|(slave, latest)| page(slave, latest)).collect::<Vec<_>>()).into_response()
+}
+
+async fn slave(State(site): State<Arc<Site>>, id: Result<Path<String>, PathRejection>) -> Response {
+    let Ok(Path(id)) = id else {
+        return error(StatusCode::BAD_REQUEST, String::from("the slave id in the path is not UTF-8"));
+    };
+    match site.view.get(&id) {
+        Some(slave) => Json(page(&slave, &slave.latest())).into_response(),
+        None => error(StatusCode::NOT_FOUND, format!("slave {id:?} is not known")),
+    }
+}
+
+async fn status(State(site): State<Arc<Site>>) -> Response {
+    let slaves = with_latest(&site.view);
+    Json(StatusPage {
+        version: crate::VERSION,
+        session: &site.session,
+        uptime_seconds: clock::now().since(site.started).as_secs(),
+        mqtt: site.mqtt.iter().map(|(name, address)| (name.as_str(), *address)).collect(),
+        slaves: slaves.len(),
+        online: slaves.iter().filter(|(_, latest)| latest.state == Liveness::Online).count(),
+        counters: Totals { slaves: site.view.figures(), master: site.counters.figures() },
+        broker: site.broker.snapshot(),
+    })
+    .into_response()
+}
+
+async fn healthz(State(site): State<Arc<Site>>) -> Response {
+    let now = clock::now();
+    let (bus, engine) = (site.health.bus.is_alive(now), site.health.engine.is_alive(now));
+    let word = |alive| if alive { "ok" } else { "stalled" };
+    let code = if bus && engine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let page = HealthPage { status: word(bus && engine), bus: word(bus), engine: word(engine) };
+    (code, Json(page)).into_response()
+}
+
+fn with_latest(view: &View) -> Vec<(Arc<Slave>, Latest)> {
+    view.all().into_iter().map(|slave| (slave.clone(), slave.latest())).collect()
+}
+
+fn page<'a>(slave: &'a Slave, latest: &'a Latest) -> SlavePage<'a> {
+    SlavePage {
+        id: &slave.id,
+        state: latest.state,
+        since: latest.since,
+        reason: latest.reason.as_deref(),
+        session: latest.session.as_ref(),
+        details: latest.details.as_deref(),
+        vitals: latest.vitals.as_deref(),
+        counters: slave.counters.figures(),
+    }
+}
+
+fn error(code: StatusCode, error: String) -> Response {
+    (code, Json(ErrorPage { error })).into_response()
+}
+
+#[cfg(test)]
+mod tests;

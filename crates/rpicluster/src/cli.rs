@@ -1,0 +1,221 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use rpicluster_protocol::SlaveId;
+use rpicluster_slave::MasterAddress;
+
+use crate::exit::Exit;
+use crate::http::MasterUrl;
+
+/// Most slaves of a demo: each is a process of its own on this machine.
+const DEMO_SLAVES_MAX: i64 = 200;
+
+const EXAMPLES: &str = "\
+Examples:
+  rpicluster demo                             see a whole cluster on this machine
+  rpicluster master                           on the head: broker on 127.0.0.1:1883, HTTP on 127.0.0.1:8080
+  rpicluster master --mqtt 10.0.0.1:1883      the same, open to the network of the slaves
+  rpicluster slave --master 10.0.0.1          on every worker
+  rpicluster slaves --watch                   who is there, and how they fare
+  rpicluster slaves pi-7 --json               one slave, for scripts
+  RPICLUSTER__LOG__LEVEL=debug rpicluster master
+                                              any setting from the environment
+
+Configuration: rpicluster.toml and broker.toml in the working directory, else in /etc/rpicluster.
+The environment (RPICLUSTER__SECTION__KEY, RPICLUSTER__BROKER__SECTION__KEY) wins over files, flags over both.
+RPICLUSTER_LOG=debug changes what is logged; NO_COLOR=1 turns colours off.";
+
+/// A cluster of Raspberry Pis over MQTT.
+#[derive(Debug, Parser)]
+#[command(name = "rpicluster", version, about, after_help = help_end(), disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the master, with the MQTT broker inside it
+    Master(MasterArgs),
+    /// Run the agent of a slave
+    Slave(SlaveArgs),
+    /// Show a whole cluster on this machine: a master and some slaves
+    Demo(DemoArgs),
+    /// List the slaves, or show one
+    Slaves(SlavesArgs),
+    /// Ask the running master, or this machine's slave, whether it is well
+    Health(HealthArgs),
+    /// Check the configuration without starting anything
+    CheckConfig(CheckConfigArgs),
+    /// Print the completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// `rpicluster master`
+#[derive(Debug, Args)]
+pub(crate) struct MasterArgs {
+    /// Use this rpicluster.toml, and the broker.toml beside it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Listen for MQTT here (the listener "local"); port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) mqtt: Option<SocketAddr>,
+    /// Listen for HTTP here; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Keep the store here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) stop: StopArgs,
+}
+
+/// `rpicluster slave`
+#[derive(Debug, Args)]
+pub(crate) struct SlaveArgs {
+    /// Use this rpicluster.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Connect to this master; the port is 1883 unless given
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) master: Option<MasterAddress>,
+    /// Be this slave, instead of host name and board number
+    #[arg(long)]
+    pub(crate) id: Option<SlaveId>,
+    /// Keep the status socket here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) stop: StopArgs,
+}
+
+/// How a child of the demo is told to stop.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Stop when standard input closes
+    #[arg(long, hide = true)]
+    pub(crate) stop_on_stdin_close: bool,
+}
+
+/// `rpicluster demo`
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How many slaves
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=DEMO_SLAVES_MAX))]
+    pub(crate) slaves: u16,
+    /// End after this time, as in 10s, with a summary and an exit code
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Print the summary as one line of JSON, and nothing else on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `rpicluster slaves`
+#[derive(Debug, Args)]
+pub(crate) struct SlavesArgs {
+    /// Show only this slave, with all that is known of it
+    pub(crate) id: Option<SlaveId>,
+    /// Print what the master's API answers
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Go on, and show it anew every second
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) master: UrlArgs,
+}
+
+/// `rpicluster health`
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// Whom to ask
+    #[arg(value_enum, default_value_t = Role::Master)]
+    pub(crate) role: Role,
+    /// Where the slave keeps its status socket, instead of the configured folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Use this rpicluster.toml to find the slave's folder
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) master: UrlArgs,
+}
+
+/// Whom `health` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// The master, over HTTP
+    Master,
+    /// The slave on this machine, over its status socket
+    Slave,
+}
+
+/// `rpicluster check-config`
+#[derive(Debug, Args)]
+pub(crate) struct CheckConfigArgs {
+    /// Check this rpicluster.toml, and the broker.toml beside it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Check this broker.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) broker_config: Option<PathBuf>,
+}
+
+/// Where the master is, for the commands that ask it.
+#[derive(Debug, Args)]
+pub(crate) struct UrlArgs {
+    /// The master's HTTP address
+    #[arg(long, env = "RPICLUSTER_URL", default_value_t)]
+    pub(crate) url: MasterUrl,
+}
+
+fn help_end() -> String {
+    format!("{EXAMPLES}\n\n{}", Exit::table())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_every_exit_code() {
+        let help = Cli::command().render_help().to_string();
+        for exit in Exit::ALL {
+            assert!(help.contains(exit.meaning()), "{help}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            "rpicluster",
+            "rpicluster nonsense",
+            "rpicluster slave --id Ä",
+            "rpicluster master --http 8080",
+            "rpicluster demo --slaves 0",
+            "rpicluster demo --for ever",
+            "rpicluster slaves --url ftp://x",
+            "rpicluster slaves --json --watch",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");
+        }
+    }
+}

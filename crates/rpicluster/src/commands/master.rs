@@ -1,0 +1,60 @@
+//! `rpicluster master`: the master with its broker, until it is told to stop.
+
+use anyhow::Context;
+use rpicluster_broker::{BrokerConfig, Listener};
+use rpicluster_master::{Master, MasterConfig, Settings, StartError};
+
+use crate::cli::MasterArgs;
+use crate::config::load;
+use crate::exit::{Exit, Failure};
+use crate::output::announce_line;
+use crate::{log, signals};
+
+/// The listener that `--mqtt` moves.
+const LOCAL_LISTENER: &str = "local";
+
+/// Runs the master.
+///
+/// # Errors
+/// If the configuration is wrong, an address or the store cannot be used, or a part of the master fails.
+pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
+    let configuration = load(args.config.as_deref(), None)?;
+    let file = configuration.file;
+    let _log = log::start(&file.log, "master")?;
+    let settings = Settings {
+        root: file.cluster.topic_root,
+        broker: broker_with_flags(configuration.broker, &args),
+        master: MasterConfig {
+            http: args.http.unwrap_or(file.master.http),
+            state_dir: args.state_dir.unwrap_or(file.master.state_dir),
+            ..file.master
+        },
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(serve(settings, args.stop.stop_on_stdin_close))
+}
+
+async fn serve(settings: Settings, stop_on_stdin_close: bool) -> Result<(), Failure> {
+    let shutdown = signals::shutdown(stop_on_stdin_close).context("cannot watch for signals")?;
+    let master = Master::bind(settings).await.map_err(start_failure)?;
+    for (name, address) in master.mqtt_addresses() {
+        announce_line(&format!("master: mqtt {address} ({name})"));
+    }
+    announce_line(&format!("master: http http://{}", master.http_address()));
+    announce_line("master: ready");
+    master.run(shutdown).await.context("master")?;
+    Ok(())
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let exit = if matches!(error, StartError::Setting(_)) { Exit::Configuration } else { Exit::Failed };
+    Failure::new(exit, format!("master: {error}"))
+}
+
+/// Flags win over files and environment.
+fn broker_with_flags(mut broker: BrokerConfig, args: &MasterArgs) -> BrokerConfig {
+    if let Some(address) = args.mqtt {
+        broker.listeners.insert(LOCAL_LISTENER.to_owned(), Listener { address });
+    }
+    broker
+}
