@@ -185,6 +185,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                         if code == reason::SESSION_TAKEN_OVER {
                             self.drain().await?;
                         }
+                        self.fill();
                         return Err(End::Closed(code));
                     }
                 }

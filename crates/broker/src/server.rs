@@ -71,6 +71,8 @@ pub(crate) async fn serve(
         }
     }
     drop(accepting);
+    // What was accepted is delivered before anybody is closed: the program's own goodbye among it.
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, hub.router.settled()).await;
     hub.close_all();
     let gone = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, gone).await.is_err() {

@@ -564,12 +564,24 @@ async fn a_taken_port_is_named_with_its_cause() {
 
 #[tokio::test]
 async fn stopping_tells_every_client_and_publishes_no_will() {
-    let (broker, _sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["will".into()]).await;
+    let (broker, sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["will".into()]).await;
     let hello = |client_id| Hello { client_id, will: Some(("will", "gone", 0, false)), ..Hello::default() };
     let (mut old, _) = Raw::hello(&broker, false, hello("old")).await;
     let (mut new, _) = Raw::hello(&broker, true, hello("new")).await;
+    old.subscribe("t", 1).await;
+    new.subscribe("t", 1).await;
     let stats = broker.stats.clone();
+    // What was accepted before the stop still arrives.
+    let goodbye = Outgoing {
+        topic: "t".into(),
+        payload: "goodbye".into(),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        correlation_data: None,
+    };
+    sender.publish(goodbye).await.unwrap();
     broker.stop().await;
+    assert_eq!([old.message().await.payload, new.message().await.payload], ["goodbye", "goodbye"]);
     old.closed().await;
     assert_eq!(new.packet().await, (0xe0, vec![0x8b]));
     assert_eq!(stats.snapshot()["wills"], 0);

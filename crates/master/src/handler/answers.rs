@@ -14,9 +14,6 @@ use crate::publish::Publish;
 use crate::slave_list::SlaveList;
 use crate::view::Slave;
 
-/// How many Response Topics of one slave are honoured: the broker remembers every topic it has ever seen.
-const RESPONSE_TOPICS_MAX: usize = 8;
-
 /// The longest Response Topic in bytes that is honoured, beyond the prefix of the slave's own topics.
 const RESPONSE_TOPIC_BYTES_MAX: usize = 128;
 
@@ -29,7 +26,6 @@ pub(super) struct Answers<P> {
     outbox: Outbox<P>,
     reply_topic: String,
     reply_prefix: String,
-    response_topics: Vec<String>,
     complained_at: Option<Moment>,
 }
 
@@ -39,7 +35,6 @@ impl<P: Publish> Answers<P> {
             outbox: Outbox::new(publisher),
             reply_topic: root.name(&Topic::To(slave.id.clone(), Downward::Reply)),
             reply_prefix: root.reply_prefix(&slave.id),
-            response_topics: Vec::new(),
             complained_at: None,
             slave,
         }
@@ -72,7 +67,7 @@ impl<P: Publish> Answers<P> {
     }
 
     /// Where an answer with these wishes goes, without its payload.
-    pub(super) fn address(&mut self, wishes: &Wishes) -> Outgoing {
+    pub(super) fn address(&self, wishes: &Wishes) -> Outgoing {
         let correlation_data = wishes.correlation_data.clone().filter(|data| data.len() <= CORRELATION_BYTES_MAX);
         let topic = match &wishes.topic {
             Some(topic) if self.may_answer_on(topic) => topic.clone(),
@@ -103,19 +98,10 @@ impl<P: Publish> Answers<P> {
         if sent { counters.answered.count() } else { counters.unanswered.count() }
     }
 
-    fn may_answer_on(&mut self, topic: &str) -> bool {
-        let Some(rest) = topic.strip_prefix(&self.reply_prefix) else { return false };
-        let fits = (1..=RESPONSE_TOPIC_BYTES_MAX).contains(&rest.len());
-        if !fits || rest.contains(['+', '#']) || rest.chars().any(char::is_control) {
-            return false;
-        }
-        if self.response_topics.iter().any(|known| known == topic) {
-            return true;
-        }
-        let room = self.response_topics.len() < RESPONSE_TOPICS_MAX;
-        if room {
-            self.response_topics.push(topic.to_owned());
-        }
-        room
+    fn may_answer_on(&self, topic: &str) -> bool {
+        topic.strip_prefix(&self.reply_prefix).is_some_and(|rest| {
+            let fits = (1..=RESPONSE_TOPIC_BYTES_MAX).contains(&rest.len());
+            fits && !rest.contains(['+', '#']) && !rest.chars().any(char::is_control)
+        })
     }
 }
