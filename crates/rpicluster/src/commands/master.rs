@@ -3,6 +3,7 @@
 use anyhow::Context;
 use rpicluster_broker::{BrokerConfig, Listener};
 use rpicluster_master::{Master, MasterConfig, Settings, StartError};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::cli::MasterArgs;
 use crate::config::load;
@@ -30,6 +31,7 @@ pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
             ..file.master
         },
     };
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(serve(settings, args.stop.stop_on_stdin_close))
 }
@@ -44,6 +46,15 @@ async fn serve(settings: Settings, stop_on_stdin_close: bool) -> Result<(), Fail
     announce_line("master: ready");
     master.run(shutdown).await.context("master")?;
     Ok(())
+}
+
+/// Lets the master hold as many sockets as the system allows: the usual 1,024 are too few for 1,000 slaves.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays: it bounds the number of slaves");
+    }
 }
 
 fn start_failure(error: StartError) -> Failure {
