@@ -1,5 +1,6 @@
 //! One client's connection after its CONNECT: bytes in, bytes out, and nothing that waits for somebody else.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ pub(crate) struct Connection<R, W> {
     /// Since when the peer has not taken any output.
     stalled_since: Option<Instant>,
     taken: Vec<Queued>,
+    /// See [`Hub::has_subscribers`].
+    known_topics: HashMap<Box<str>, (u64, bool)>,
 }
 
 /// What CONNECT settled.
@@ -131,6 +134,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             last_received: Instant::now(),
             stalled_since: None,
             taken: Vec::new(),
+            known_topics: HashMap::new(),
         }
     }
 
@@ -352,11 +356,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             properties: &publish.properties.passed,
         };
         let message = Message::new(parts, self.hub.clock);
-        if self.hub.router.try_accept(&message)? {
+        let to_front = publish.retain || self.hub.has_subscribers(publish.topic, &mut self.known_topics);
+        if self.hub.router.try_accept(&message, to_front)? {
             self.acknowledge(qos, packet_id);
         } else {
             let hub = Arc::clone(&self.hub);
-            let until = Box::pin(async move { hub.router.accept(message).await });
+            let until = Box::pin(async move { hub.router.accept(message, to_front).await });
             self.held = Some(Held { until, then: Then::Acknowledge { qos, packet_id } });
         }
         Ok(())

@@ -32,6 +32,8 @@ pub(crate) struct Hub {
     pub(crate) clock: Clock,
     clients: Mutex<HashMap<Box<str>, Arc<Client>>>,
     table: Mutex<Table>,
+    /// Changes whenever a subscription comes or goes.
+    generation: AtomicU64,
     /// Sessions and wills that end or come due at a time.
     due: Mutex<BTreeMap<(Instant, u64), Arc<Client>>>,
     due_changed: Notify,
@@ -39,6 +41,7 @@ pub(crate) struct Hub {
     /// Sessions kept for clients that are away.
     away: AtomicUsize,
     slow_readers: Throttle,
+    pub(crate) refusals: Throttle,
 }
 
 #[derive(Debug, Default)]
@@ -77,11 +80,13 @@ impl Hub {
             clock: Clock::start(),
             clients: Mutex::default(),
             table: Mutex::default(),
+            generation: AtomicU64::new(0),
             due: Mutex::default(),
             due_changed: Notify::new(),
             last_number: AtomicU64::new(0),
             away: AtomicUsize::new(0),
             slow_readers: Throttle::default(),
+            refusals: Throttle::default(),
         }
     }
 
@@ -207,7 +212,7 @@ impl Hub {
 
     async fn publish_will(&self, will: Message) -> Result<(), RouterStopped> {
         Stats::add(&self.stats.wills, 1);
-        self.router.accept(will).await
+        self.router.accept(will, true).await
     }
 
     fn schedule(&self, at: Instant, client: &Arc<Client>) {
@@ -309,6 +314,7 @@ impl Hub {
         for filter in session.subscriptions.keys() {
             table.subscriptions.remove(filter, client);
         }
+        self.generation.fetch_add(1, Ordering::Release);
         Stats::sub(&self.stats.sessions_now, 1);
     }
 
@@ -332,6 +338,7 @@ impl Hub {
         }
         let table = &mut *lock(&self.table);
         table.subscriptions.insert(filter, client, wish);
+        self.generation.fetch_add(1, Ordering::Release);
         let is_new = session.subscriptions.insert(filter.into(), wish).is_none();
         let wants_retained = match wish.options.retain_handling {
             RetainHandling::EverySubscribe => true,
@@ -362,7 +369,28 @@ impl Hub {
             return reason::NO_SUBSCRIPTION_EXISTED;
         }
         lock(&self.table).subscriptions.remove(filter, &attachment.client);
+        self.generation.fetch_add(1, Ordering::Release);
         reason::SUCCESS
+    }
+
+    /// Whether any network client subscribed to this topic, remembered in `known` until a subscription comes or goes: most
+    /// of what slaves say is for the master alone, and need not be looked at twice.
+    pub(crate) fn has_subscribers(&self, topic: &str, known: &mut HashMap<Box<str>, (u64, bool)>) -> bool {
+        /// More topics than a slave has; a client with more pays for the look at each message.
+        const KNOWN_MAX: usize = 16;
+        let generation = self.generation.load(Ordering::Acquire);
+        if let Some((of, wanted)) = known.get(topic)
+            && *of == generation
+        {
+            return *wanted;
+        }
+        let wanted = lock(&self.table).subscriptions.has_recipients(topic);
+        if let Some(entry) = known.get_mut(topic) {
+            *entry = (generation, wanted);
+        } else if known.len() < KNOWN_MAX {
+            known.insert(topic.into(), (generation, wanted));
+        }
+        wanted
     }
 
     /// Asks every connection to end.

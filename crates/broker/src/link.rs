@@ -67,7 +67,7 @@ impl LinkSender {
             expiry: None,
             properties: &properties,
         };
-        self.hub.router.accept(Message::new(parts, self.hub.clock)).await
+        self.hub.router.accept(Message::new(parts, self.hub.clock), true).await
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Every message is appended once, under one lock, so that all readers see one order. There are two readers: the front,
 //! which delivers to network clients, and the in-process link of the program around the broker. Which of them a message is
-//! for stands in its topic inside the router, one of two constants: names chosen by clients never reach the router,
+//! for stands in its topic inside the router, one of three constants: names chosen by clients never reach the router,
 //! which would keep them for ever and panics at some of them.
 //!
 //! A reader's log would roll over unread messages if publishers ran ahead, so a message is accepted only against credit:
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
 use rumqttd::protocol::{Packet, Publish};
 use rumqttd::{Notification, Router as Rumqttd, RouterConfig as RumqttdConfig};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tracing::error;
 
 use crate::config::RouterConfig;
@@ -23,8 +23,9 @@ use crate::message::Message;
 use crate::stats::Stats;
 use crate::topic::matches;
 
-/// For the front only, and for both: the front sees every message, since any may be retained.
+/// For the front only, for the link only, for both.
 const TO_FRONT: &str = "f/-";
+const TO_LINK: &str = "-/l";
 const TO_BOTH: &str = "f/l";
 /// What the two readers subscribe to.
 const FRONT_FILTER: &str = "f/+";
@@ -120,35 +121,40 @@ impl Router {
         Ok(self.link_filters.set(filters).is_ok().then_some(reader))
     }
 
-    /// Accepts a message if there is credit for it; `Ok(false)` if there is none now.
-    pub(crate) fn try_accept(&self, message: &Message) -> Result<bool, RouterStopped> {
+    /// Accepts a message if there is credit for it; `Ok(false)` if there is none now. Without `to_front` it is for the link
+    /// alone, if that wants it.
+    pub(crate) fn try_accept(&self, message: &Message, to_front: bool) -> Result<bool, RouterStopped> {
         let to_link = self.is_for_link(message);
         let cost = cost(message);
-        let Ok(front) = self.front.bytes.try_acquire_many(cost) else { return Ok(false) };
-        if to_link {
-            // Dropping `front` on the way out gives its permits back.
-            let Ok(link) = self.link.bytes.try_acquire_many(cost) else { return Ok(false) };
-            link.forget();
+        // Dropping the first permit on the way out gives it back.
+        let mut permits = [None, None];
+        for (permit, (credit, wanted)) in permits.iter_mut().zip([(&self.front, to_front), (&self.link, to_link)]) {
+            if wanted {
+                let Ok(acquired) = credit.bytes.try_acquire_many(cost) else { return Ok(false) };
+                *permit = Some(acquired);
+            }
         }
-        front.forget();
-        self.append(message.clone(), to_link)?;
+        permits.into_iter().flatten().for_each(SemaphorePermit::forget);
+        self.append(message.clone(), to_front, to_link)?;
         Ok(true)
     }
 
     /// Accepts a message as soon as there is credit for it, in the order of asking.
-    pub(crate) async fn accept(&self, message: Message) -> Result<(), RouterStopped> {
-        if self.try_accept(&message)? {
+    pub(crate) async fn accept(&self, message: Message, to_front: bool) -> Result<(), RouterStopped> {
+        if self.try_accept(&message, to_front)? {
             return Ok(());
         }
         Stats::add(&self.stats.credit_waits, 1);
         let to_link = self.is_for_link(&message);
         let cost = cost(&message);
-        let front = self.front.bytes.acquire_many(cost).await.map_err(|_| RouterStopped)?;
+        // Always in this order, so that nobody waits for somebody who waits for him.
+        if to_front {
+            self.front.bytes.acquire_many(cost).await.map_err(|_| RouterStopped)?.forget();
+        }
         if to_link {
             self.link.bytes.acquire_many(cost).await.map_err(|_| RouterStopped)?.forget();
         }
-        front.forget();
-        self.append(message, to_link)
+        self.append(message, to_front, to_link)
     }
 
     /// Waits until the front has dealt with everything accepted before this call.
@@ -163,10 +169,17 @@ impl Router {
         self.link_filters.get().is_some_and(|filters| filters.iter().any(|filter| matches(filter, topic)))
     }
 
-    fn append(&self, message: Message, to_link: bool) -> Result<(), RouterStopped> {
-        let topic = Bytes::from_static(if to_link { TO_BOTH } else { TO_FRONT }.as_bytes());
+    fn append(&self, message: Message, to_front: bool, to_link: bool) -> Result<(), RouterStopped> {
+        let topic = match (to_front, to_link) {
+            (true, true) => TO_BOTH,
+            (true, false) => TO_FRONT,
+            (false, true) => TO_LINK,
+            // Nobody wants it.
+            (false, false) => return Ok(()),
+        };
+        let topic = Bytes::from_static(topic.as_bytes());
         let mut entrance = self.entrance.lock().unwrap_or_else(PoisonError::into_inner);
-        entrance.accepted += 1;
+        entrance.accepted += u64::from(to_front);
         let mut waiting = entrance.link.buffer();
         if !waiting.is_empty() {
             // The event that went with the first of them makes the router take all: it is not told again.

@@ -293,7 +293,9 @@ fn will_of(hub: &Hub, attachment: &Attachment, will: &Will<'_>) -> (Duration, Me
 
 async fn refuse(hub: &Hub, refusal: Refusal, write: &mut (impl AsyncWrite + Unpin)) {
     let Refusal::Answer(version, code) = refusal else { return };
-    info!(code, "CONNECT refused");
+    if hub.refusals.allows() {
+        info!(code, "CONNECT refused; more are counted");
+    }
     let mut answer = Vec::new();
     encode_connack(&mut answer, version, &ConnAck { reason: code, ..ConnAck::default() });
     let farewell = async {

@@ -72,6 +72,13 @@ impl Subscriptions {
         remove(&mut self.root, Some(filter), client);
     }
 
+    /// Whether a message on `topic` goes to anybody.
+    pub(crate) fn has_recipients(&self, topic: &str) -> bool {
+        let mut found = Vec::new();
+        collect(&self.root, Some(topic), !topic.starts_with('$'), &mut found);
+        found.iter().any(|subscriptions| !subscriptions.is_empty())
+    }
+
     /// Hands every client that gets a message on `topic` to `each`. `publisher` is left out where it asked for no local
     /// copies (MQTT 5 3.8.3.1).
     pub(crate) fn recipients<'a>(&'a self, topic: &str, publisher: u64, mut each: impl FnMut(Recipient<'a>)) {

@@ -110,6 +110,22 @@ async fn a_lasting_session_is_redelivered_with_dup_and_its_packet_ids() {
 }
 
 #[tokio::test]
+async fn a_publisher_notices_that_subscribers_come_and_go() {
+    let broker = TestBroker::start(|_| {}).await;
+    let mut publisher = Raw::connect(&broker, false, "p").await;
+    let mut subscriber = Raw::connect(&broker, true, "s").await;
+    for round in 0..50 {
+        publisher.publish("t", "unheard", 1, false, 1).await;
+        publisher.packet().await;
+        subscriber.subscribe(if round % 2 == 0 { "t" } else { "+" }, 0).await;
+        publisher.publish("t", "heard", 0, false, 0).await;
+        assert_eq!(subscriber.message().await.payload, "heard");
+        subscriber.unsubscribe(if round % 2 == 0 { "t" } else { "+" }).await;
+    }
+    subscriber.nothing().await;
+}
+
+#[tokio::test]
 async fn unsubscribing_is_answered_once_and_holds_after_the_session_is_resumed() {
     for v5 in BOTH {
         let broker = TestBroker::start(|_| {}).await;

@@ -32,7 +32,11 @@ pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
         },
     };
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .enable_all()
+        .build()
+        .context("cannot start")?;
     runtime.block_on(serve(settings, args.stop.stop_on_stdin_close))
 }
 
@@ -46,6 +50,12 @@ async fn serve(settings: Settings, stop_on_stdin_close: bool) -> Result<(), Fail
     announce_line("master: ready");
     master.run(shutdown).await.context("master")?;
     Ok(())
+}
+
+/// One core is left to the broker's router thread: with a worker on each core, a request wakes more threads than there are
+/// cores, and its reply takes half as long again.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
 }
 
 /// Lets the master hold as many sockets as the system allows: the usual 1,024 are too few for 1,000 slaves.
