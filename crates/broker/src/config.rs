@@ -32,6 +32,8 @@ pub struct Listener {
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
+    /// Connections at once from one address.
+    pub connections_per_address: usize,
     /// Time for a new connection to send its CONNECT.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -40,12 +42,20 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// Bytes of an MQTT packet.
     pub packet_bytes: usize,
+    /// Packets a second from one client, on average; a burst of a second's worth is let through at once.
+    pub packets_per_second: u32,
+    /// Bytes a second from one client, likewise.
+    pub bytes_per_second: u32,
+    /// User properties of one packet (MQTT 5).
+    pub user_properties: usize,
     /// Bytes of a client id.
     pub client_id_bytes: usize,
     /// Levels of a topic filter.
     pub filter_levels: usize,
     /// Subscriptions of one client.
     pub subscriptions: usize,
+    /// Subscriptions of all clients together.
+    pub subscriptions_total: usize,
     /// Messages at QoS 1 and 2 that may be unacknowledged, in either direction.
     pub inflight: u16,
     /// Messages that wait for one client.
@@ -54,6 +64,8 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// Retained messages.
     pub retained_messages: usize,
+    /// Retained messages that one client may add.
+    pub retained_messages_per_client: usize,
     /// Bytes of all retained messages.
     pub retained_bytes: usize,
     /// Sessions kept for clients that are away.
@@ -100,16 +112,22 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 10_000,
+            connections_per_address: 5_000,
             connect_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
             packet_bytes: 64 * 1024,
+            packets_per_second: 1_000_000,
+            bytes_per_second: 100 * 1024 * 1024,
+            user_properties: 64,
             client_id_bytes: 256,
             filter_levels: 32,
             subscriptions: 100,
+            subscriptions_total: 200_000,
             inflight: 256,
             queue_messages: 100_000,
             queue_bytes: 16 * 1024 * 1024,
             retained_messages: 100_000,
+            retained_messages_per_client: 20_000,
             retained_bytes: 64 * 1024 * 1024,
             sessions: 1_000,
             session_expiry: Duration::from_secs(7 * 24 * 3600),
@@ -140,14 +158,22 @@ impl BrokerConfig {
         };
         check(!self.listeners.is_empty(), "listeners", "{}", "at least one listener")?;
         check((1..=1_000_000).contains(&connections), "limits.connections", connections, "from 1 to 1000000")?;
+        let each = limits.connections_per_address;
+        check(each > 0, "limits.connections_per_address", each, "at least 1")?;
         timeout("limits.connect_timeout", limits.connect_timeout)?;
         timeout("limits.write_timeout", limits.write_timeout)?;
         let packet = (1024..=1024 * 1024).contains(&packet_bytes);
         check(packet, "limits.packet_bytes", packet_bytes, "from 1024 to 1048576")?;
+        let packets = limits.packets_per_second;
+        check(packets > 0, "limits.packets_per_second", packets, "at least 1")?;
+        let bytes = limits.bytes_per_second;
+        check(bytes as usize >= packet_bytes, "limits.bytes_per_second", bytes, "at least limits.packet_bytes")?;
         let id = (23..=65_535).contains(&client_id_bytes);
         check(id, "limits.client_id_bytes", client_id_bytes, "from 23 to 65535")?;
         check((1..=1000).contains(&filter_levels), "limits.filter_levels", filter_levels, "from 1 to 1000")?;
         check(subscriptions > 0, "limits.subscriptions", subscriptions, "at least 1")?;
+        let total = limits.subscriptions_total;
+        check(total >= subscriptions, "limits.subscriptions_total", total, "at least limits.subscriptions")?;
         check(inflight > 0, "limits.inflight", inflight, "from 1 to 65535")?;
         check(limits.queue_messages > 0, "limits.queue_messages", limits.queue_messages, "at least 1")?;
         let queue = limits.queue_bytes >= packet_bytes;

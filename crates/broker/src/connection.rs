@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
+use crate::allowance::Allowance;
 use crate::client::{Inflight, Queued};
 use crate::codec::{
-    Ack, CodecError, Delivered, Disconnect, PINGRESP, Packet, Publish, QoS, Subscribe, Unsubscribe, Version, decode,
-    encode_ack, encode_disconnect, encode_publish, encode_suback, encode_unsuback, reason, split_frame,
+    Ack, CodecError, Delivered, Disconnect, PINGRESP, Packet, Publish, QoS, Rules, Subscribe, Unsubscribe, Version,
+    decode, encode_ack, encode_disconnect, encode_publish, encode_suback, encode_unsuback, reason, split_frame,
 };
 use crate::hub::{Attachment, Hub};
 use crate::message::{Message, Parts};
@@ -48,6 +49,7 @@ pub(crate) struct Connection<R, W> {
     /// Since when the peer has not taken any output.
     stalled_since: Option<Instant>,
     taken: Vec<Queued>,
+    allowance: Allowance,
     /// See [`Hub::has_subscribers`].
     known_topics: HashMap<Box<str>, (u64, bool)>,
 }
@@ -108,6 +110,8 @@ enum Event {
     Read(std::io::Result<usize>),
     Outbox,
     Settled(Result<(), RouterStopped>),
+    /// A client that sent too fast may be read again.
+    Refilled,
     Timer,
 }
 
@@ -121,6 +125,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         input: Vec<u8>,
         output: Vec<u8>,
     ) -> Self {
+        let allowance = Allowance::new(hub.limits.packets_per_second, hub.limits.bytes_per_second, Instant::now());
         Connection {
             hub,
             attachment,
@@ -134,6 +139,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             last_received: Instant::now(),
             stalled_since: None,
             taken: Vec::new(),
+            allowance,
             known_topics: HashMap::new(),
         }
     }
@@ -193,6 +199,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                         return Err(End::Closed(code));
                     }
                 }
+                Event::Refilled => {
+                    Stats::add(&self.hub.stats.throttled, 1);
+                    self.last_received = Instant::now();
+                }
                 Event::Timer => {
                     self.on_timer(timer.deadline().into())?;
                     let next = self.deadline().max(Instant::now() + AWAY);
@@ -204,13 +214,15 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
 
     async fn next_event(&mut self, timer: Pin<&mut tokio::time::Sleep>) -> Event {
         let unsent = self.written < self.output.len();
-        let reads = self.held.is_none() && self.output.len() - self.written < OUTPUT_MAX;
+        let throttled = self.allowance.exhausted(Instant::now());
+        let reads = throttled.is_none() && self.may_read();
         tokio::select! {
             biased;
             result = self.write.write(&self.output[self.written..]), if unsent => Event::Written(result),
             () = self.attachment.client.outbox_ready.notified() => Event::Outbox,
             result = settled(&mut self.held) => Event::Settled(result),
             result = read_some(&mut self.read, &mut self.input), if reads => Event::Read(result),
+            () = pause(throttled) => Event::Refilled,
             () = timer => Event::Timer,
         }
     }
@@ -263,12 +275,15 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             Stats::add(&self.hub.stats.write_timeouts, 1);
             return Err(End::Stalled);
         }
-        let reads = self.held.is_none() && self.output.len() - self.written < OUTPUT_MAX;
-        if reads && self.settings.silence_max.is_some_and(|most| now - self.last_received >= most) {
+        if self.may_read() && self.settings.silence_max.is_some_and(|most| now - self.last_received >= most) {
             Stats::add(&self.hub.stats.keep_alive_timeouts, 1);
             return Err(End::Closed(reason::KEEP_ALIVE_TIMEOUT));
         }
         Ok(())
+    }
+
+    fn may_read(&self) -> bool {
+        self.held.is_none() && self.output.len() - self.written < OUTPUT_MAX
     }
 
     /// When to look at the keep alive and at the output again. An early look does no harm.
@@ -284,6 +299,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
 
     /// Handles every whole packet received, until one has to wait.
     fn process(&mut self) -> Result<(), End> {
+        let rules = Rules { version: self.settings.version, user_properties_max: self.hub.limits.user_properties };
         let input = std::mem::take(&mut self.input);
         let mut used = 0;
         let result = loop {
@@ -293,8 +309,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             match split_frame(&input[used..], self.hub.limits.packet_bytes) {
                 Ok(Some((frame, length))) => {
                     used += length;
-                    let handled =
-                        decode(frame, self.settings.version).map_err(End::from).and_then(|packet| self.handle(packet));
+                    self.allowance.spend(length);
+                    let handled = decode(frame, rules).map_err(End::from).and_then(|packet| self.handle(packet));
                     if let Err(end) = handled {
                         break Err(end);
                     }
@@ -534,6 +550,13 @@ fn delivered(queued: &Queued, packet_id: u16, expiry: Option<u32>) -> Delivered<
 async fn settled(held: &mut Option<Held>) -> Result<(), RouterStopped> {
     match held {
         Some(held) => held.until.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn pause(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,
     }
 }

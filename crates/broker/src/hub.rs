@@ -11,14 +11,15 @@ use tracing::{debug, warn};
 
 use crate::access::Access;
 use crate::client::{Client, Pushed, Queued, Session};
-use crate::codec::{RetainHandling, reason};
+use crate::codec::{QoS, RetainHandling, reason};
 use crate::config::Limits;
-use crate::message::{Clock, Message};
+use crate::message::{Clock, Message, Parts};
 use crate::retained::Retained;
 use crate::router::{Reader, Router, RouterStopped};
 use crate::stats::{Stats, Throttle};
 use crate::subscriptions::{Subscriptions, Wish};
-use crate::topic::is_valid_filter;
+use crate::sys;
+use crate::topic::{is_valid_filter, matches};
 
 /// How long a newcomer waits for the connection it takes over; far more than that one needs.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -314,7 +315,7 @@ impl Hub {
         for filter in session.subscriptions.keys() {
             table.subscriptions.remove(filter, client);
         }
-        self.generation.fetch_add(1, Ordering::Release);
+        self.subscriptions_changed(table);
         Stats::sub(&self.stats.sessions_now, 1);
     }
 
@@ -337,8 +338,12 @@ impl Hub {
             return refusal;
         }
         let table = &mut *lock(&self.table);
+        if table.subscriptions.len() >= self.limits.subscriptions_total && !session.subscriptions.contains_key(filter) {
+            Stats::add(&self.stats.subscriptions_refused, 1);
+            return reason::QUOTA_EXCEEDED;
+        }
         table.subscriptions.insert(filter, client, wish);
-        self.generation.fetch_add(1, Ordering::Release);
+        self.subscriptions_changed(table);
         let is_new = session.subscriptions.insert(filter.into(), wish).is_none();
         let wants_retained = match wish.options.retain_handling {
             RetainHandling::EverySubscribe => true,
@@ -346,7 +351,9 @@ impl Hub {
             RetainHandling::Never => false,
         };
         if wants_retained {
-            for message in table.retained.matching(filter) {
+            let reports = if filter.starts_with(sys::ROOT) { self.sys_messages() } else { Vec::new() };
+            let reports = reports.iter().filter(|report| matches(filter, report.topic()));
+            for message in table.retained.matching(filter).chain(reports) {
                 let queued = Queued {
                     message: message.clone(),
                     qos: wish.options.qos.min(message.qos()),
@@ -363,14 +370,47 @@ impl Hub {
         wish.options.qos as u8
     }
 
+    /// Tells those who subscribed to the `$SYS` tree what it says, for ever.
+    pub(crate) async fn report(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(sys::INTERVAL).await;
+            let mut table = lock(&self.table);
+            if table.subscriptions.has_below(sys::ROOT) {
+                self.sys_messages().iter().for_each(|message| self.dispatch(&mut table, message));
+            }
+        }
+    }
+
+    fn sys_messages(&self) -> Vec<Message> {
+        let message = |(topic, payload): (&str, String)| {
+            let parts = Parts {
+                topic,
+                payload: payload.as_bytes(),
+                qos: QoS::AtMostOnce,
+                retain: false,
+                publisher: 0,
+                expiry: None,
+                properties: &[],
+            };
+            Message::new(parts, self.clock)
+        };
+        sys::report(&self.stats, self.clock.elapsed()).into_iter().map(message).collect()
+    }
+
     /// Takes a subscription away. The reason code for UNSUBACK.
     pub(crate) fn unsubscribe(&self, attachment: &mut Attachment, filter: &str) -> u8 {
         if attachment.session.subscriptions.remove(filter).is_none() {
             return reason::NO_SUBSCRIPTION_EXISTED;
         }
-        lock(&self.table).subscriptions.remove(filter, &attachment.client);
-        self.generation.fetch_add(1, Ordering::Release);
+        let mut table = lock(&self.table);
+        table.subscriptions.remove(filter, &attachment.client);
+        self.subscriptions_changed(&table);
         reason::SUCCESS
+    }
+
+    fn subscriptions_changed(&self, table: &Table) {
+        self.generation.fetch_add(1, Ordering::Release);
+        Stats::set(&self.stats.subscriptions_now, table.subscriptions.len() as u64);
     }
 
     /// Whether any network client subscribed to this topic, remembered in `known` until a subscription comes or goes: most

@@ -1,7 +1,7 @@
 //! The embedded MQTT broker: MQTT 3.1.1 and 5.0 on the same port, as a library.
 //!
 //! The front (listeners, connections, sessions, subscriptions, retained messages, wills) is this crate's; rumqttd's router
-//! behind it is the one ordered path on which every message travels, see [`mod@router`]. The crate knows nothing of slaves
+//! behind it is the one ordered path on which every message travels, see `router.rs`. The crate knows nothing of slaves
 //! or tasks.
 //!
 //! ```no_run
@@ -13,6 +13,7 @@
 //! ```
 
 mod access;
+mod allowance;
 mod client;
 mod codec;
 mod config;
@@ -25,6 +26,7 @@ mod router;
 mod server;
 mod stats;
 mod subscriptions;
+mod sys;
 mod topic;
 
 use std::io;
@@ -140,6 +142,7 @@ impl Broker {
         tokio::select! {
             result = hub.deliver(reader) => result.map(|never| match never {}),
             result = hub.watch_deadlines() => result.map(|never| match never {}),
+            never = hub.report() => match never {},
             result = server::serve(&hub, listeners, shutdown) => result,
         }
     }

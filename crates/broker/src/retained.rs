@@ -1,6 +1,6 @@
 //! Retained messages (MQTT 3.3.1.3), bounded in number and bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 use crate::config::Limits;
@@ -12,34 +12,44 @@ use crate::topic::{literal_prefix, matches};
 pub(crate) struct Retained {
     messages: BTreeMap<Box<str>, Message>,
     bytes: usize,
+    /// How many of them each client, by its number, put there.
+    by_publisher: HashMap<u64, usize>,
 }
 
 impl Retained {
     /// Keeps a retained message, or forgets its topic's if the payload is empty. `false` if the limits left no room; then
     /// the topic's older message is gone too, for it is no longer the truth.
     pub(crate) fn store(&mut self, message: &Message, limits: &Limits) -> bool {
-        let topic = message.topic();
-        if let Some(old) = self.messages.get(topic) {
+        let old = self.messages.remove(message.topic());
+        if let Some(old) = &old {
             self.bytes -= old.len();
-            if message.payload().is_empty() {
-                self.messages.remove(topic);
-                return true;
-            }
-        } else if message.payload().is_empty() {
-            return true;
-        } else if self.messages.len() >= limits.retained_messages {
-            return false;
+            self.release(old.publisher());
         }
-        if self.bytes + message.len() > limits.retained_bytes {
-            self.messages.remove(topic);
+        if message.payload().is_empty() {
+            return true;
+        }
+        let publisher = message.publisher();
+        let count = self.by_publisher.entry(publisher).or_default();
+        *count += 1;
+        if self.messages.len() >= limits.retained_messages
+            || self.bytes + message.len() > limits.retained_bytes
+            || *count > limits.retained_messages_per_client
+        {
+            self.release(publisher);
             return false;
         }
         self.bytes += message.len();
-        match self.messages.get_mut(topic) {
-            Some(slot) => *slot = message.clone(),
-            None => drop(self.messages.insert(topic.into(), message.clone())),
-        }
+        self.messages.insert(message.topic().into(), message.clone());
         true
+    }
+
+    fn release(&mut self, publisher: u64) {
+        if let Some(count) = self.by_publisher.get_mut(&publisher) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_publisher.remove(&publisher);
+            }
+        }
     }
 
     /// Every retained message whose topic matches `filter`.
@@ -108,5 +118,9 @@ mod tests {
         for _ in 0..100 {
             assert!(retained.store(&message("c", "2"), &limits));
         }
+        let limits = Limits { retained_messages_per_client: 2, ..Limits::default() };
+        assert!(!retained.store(&message("d", "1"), &limits));
+        assert!(retained.store(&message("b", ""), &limits));
+        assert!(retained.store(&message("d", "1"), &limits));
     }
 }

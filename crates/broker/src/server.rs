@@ -1,21 +1,22 @@
 //! Listening: binding, accepting, and the first packet of a connection.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use crate::codec::{
     CodecError, ConnAck, Connect, QoS, Version, Will, decode_connect, encode_connack, reason, split_frame,
 };
+use crate::config::Limits;
 use crate::connection::{Connection, End, Settings, read_some};
 use crate::hub::{Arrival, Attachment, Hub};
 use crate::message::{Message, Parts};
@@ -41,22 +42,22 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RouterStopped> {
     let mut connections = JoinSet::new();
-    let (accepted_tx, mut accepted) = tokio::sync::mpsc::channel::<TcpStream>(16);
+    let (accepted_tx, mut accepted) = tokio::sync::mpsc::channel(16);
     let mut accepting = JoinSet::new();
     for bound in listeners {
         accepting.spawn(accept(bound, accepted_tx.clone()));
     }
-    let places = Arc::new(Semaphore::new(hub.limits.connections));
+    let places = Arc::new(Places::default());
     let full = Throttle::default();
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
-            Some(stream) = accepted.recv() => {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            Some((stream, peer)) = accepted.recv() => {
+                let Some(place) = places.take(peer, &hub.limits) else {
                     // Closed without an answer, as by a listener that is full: an answer would cost a task.
                     Stats::add(&hub.stats.connections_refused, 1);
                     if full.allows() {
-                        warn!(limit = hub.limits.connections, "too many connections: more are refused and counted");
+                        warn!(address = %peer, "too many connections: more are refused and counted");
                     }
                     continue;
                 };
@@ -97,12 +98,12 @@ fn on_connection_end(
 }
 
 /// Accepts connections for ever; running out of file descriptors pauses it.
-async fn accept(bound: Bound, accepted: tokio::sync::mpsc::Sender<TcpStream>) -> Infallible {
+async fn accept(bound: Bound, accepted: tokio::sync::mpsc::Sender<(TcpStream, IpAddr)>) -> Infallible {
     let failing = Throttle::default();
     loop {
         match bound.listener.accept().await {
             // The receiver ends only together with this task.
-            Ok((stream, _)) => drop(accepted.send(stream).await),
+            Ok((stream, peer)) => drop(accepted.send((stream, peer.ip())).await),
             Err(error) => {
                 if failing.allows() {
                     warn!(listener = bound.name, address = %bound.address, %error, "cannot accept; trying again");
@@ -152,6 +153,54 @@ async fn serve_client(hub: Arc<Hub>, stream: TcpStream) -> Result<(), RouterStop
     Ok(())
 }
 
+/// Who holds how many connections.
+#[derive(Debug, Default)]
+struct Places(Mutex<Taken>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place, given back when it is dropped.
+struct Place {
+    places: Arc<Places>,
+    peer: IpAddr,
+}
+
+impl Places {
+    /// A place for a connection from `peer`, if the limits leave one.
+    fn take(self: &Arc<Self>, peer: IpAddr, limits: &Limits) -> Option<Place> {
+        let mut taken = self.lock();
+        if taken.total >= limits.connections
+            || taken.by_address.get(&peer).is_some_and(|count| *count >= limits.connections_per_address)
+        {
+            return None;
+        }
+        taken.total += 1;
+        *taken.by_address.entry(peer).or_default() += 1;
+        Some(Place { places: Arc::clone(self), peer })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        taken.total -= 1;
+        if let Some(count) = taken.by_address.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                taken.by_address.remove(&self.peer);
+            }
+        }
+    }
+}
+
 /// Counts a connection as open until it is dropped.
 struct Open(Arc<Hub>);
 
@@ -198,7 +247,7 @@ async fn greet(
         }
     };
     let decoded = match split_frame(input, hub.limits.packet_bytes) {
-        Ok(Some((frame, _))) => decode_connect(frame),
+        Ok(Some((frame, _))) => decode_connect(frame, hub.limits.user_properties),
         Ok(None) => return Ok(Err(Refusal::Silent)),
         Err(error) => Err(error),
     };

@@ -67,6 +67,8 @@ stats! {
     publishes_refused,
     /// Subscriptions refused by access rules or limits.
     subscriptions_refused,
+    /// Times a client was not read for a while because it sent faster than the limits allow.
+    throttled,
     /// Times a publisher had to wait because a reader of the router was behind.
     credit_waits,
     /// Messages that the router lost. Never anything but 0: credit makes it impossible.
@@ -75,6 +77,8 @@ stats! {
     sessions_now,
     /// Sessions ended early because there were too many.
     sessions_evicted,
+    /// Subscriptions that exist now.
+    subscriptions_now,
     /// Retained messages now.
     retained_now,
 }

@@ -10,6 +10,7 @@ use crate::codec::{QoS, SubscriptionOptions};
 #[derive(Debug, Default)]
 pub(crate) struct Subscriptions {
     root: Node,
+    count: usize,
 }
 
 /// What one subscription of a client asks for.
@@ -51,25 +52,39 @@ impl Subscriptions {
         }
         match node.here.iter_mut().find(|(known, _)| Arc::ptr_eq(known, client)) {
             Some((_, old)) => *old = wish,
-            None => node.here.push((Arc::clone(client), wish)),
+            None => {
+                node.here.push((Arc::clone(client), wish));
+                self.count += 1;
+            }
         }
     }
 
     /// Takes a subscription away.
     pub(crate) fn remove(&mut self, filter: &str, client: &Arc<Client>) {
-        fn remove(node: &mut Node, filter: Option<&str>, client: &Arc<Client>) {
+        fn remove(node: &mut Node, filter: Option<&str>, client: &Arc<Client>) -> bool {
             let Some(filter) = filter else {
-                node.here.retain(|(known, _)| !Arc::ptr_eq(known, client));
-                return;
+                let at = node.here.iter().position(|(known, _)| Arc::ptr_eq(known, client));
+                return at.map(|at| node.here.swap_remove(at)).is_some();
             };
             let (level, rest) = split(filter);
-            let Some(child) = node.children.get_mut(level) else { return };
-            remove(child, rest, client);
+            let Some(child) = node.children.get_mut(level) else { return false };
+            let removed = remove(child, rest, client);
             if child.here.is_empty() && child.children.is_empty() {
                 node.children.remove(level);
             }
+            removed
         }
-        remove(&mut self.root, Some(filter), client);
+        self.count -= usize::from(remove(&mut self.root, Some(filter), client));
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether any filter begins with this level.
+    pub(crate) fn has_below(&self, level: &str) -> bool {
+        self.root.children.contains_key(level)
     }
 
     /// Whether a message on `topic` goes to anybody.
@@ -159,6 +174,7 @@ mod tests {
     fn numbers(tree: &Subscriptions, topic: &str) -> Vec<u64> {
         let mut numbers = Vec::new();
         tree.recipients(topic, 0, |recipient| numbers.push(recipient.client.number));
+        numbers.sort_unstable();
         numbers
     }
 
@@ -205,14 +221,15 @@ mod tests {
                 tree.remove(filter, client);
             }
             for topic in &topics {
-                let expected: Vec<u64> = filters.iter().zip(&clients).skip(removed)
+                let mut expected: Vec<u64> = filters.iter().zip(&clients).skip(removed)
                     .filter(|(filter, _)| matches(filter, topic)).map(|(_, client)| client.number).collect();
+                expected.sort_unstable();
                 prop_assert_eq!(numbers(&tree, topic), expected, "{}", topic);
             }
             for (filter, client) in filters.iter().zip(&clients) {
                 tree.remove(filter, client);
             }
-            prop_assert!(tree.root.children.is_empty());
+            prop_assert!(tree.root.children.is_empty() && tree.len() == 0);
         }
     }
 }

@@ -18,6 +18,12 @@ pub const NO_STATE: &str = "no_state";
 /// How the reason begins in a retained state that the master wrote because another message had overwritten the truth.
 pub const RESTORED: &str = "restored";
 
+/// Reason in a slave's will.
+const CONNECTION_LOST: &str = "connection_lost";
+
+/// How long after an absence of the master the ends of connections come in that were closed meanwhile.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -103,6 +109,8 @@ pub struct Record {
 #[derive(Debug)]
 pub struct Presence {
     timeout: Duration,
+    /// Until then a lost connection proves nothing: the master was away, and slaves gave it up for that.
+    doubt_until: Moment,
     slaves: HashMap<SlaveId, Slave>,
     /// One entry for each online slave, never later than its true deadline: a sign of life only moves `Slave::heard`, and
     /// an entry that comes due too early is put back.
@@ -126,7 +134,7 @@ struct Slave {
 impl Presence {
     /// Nobody is known yet. A slave of which nothing comes for `timeout` is offline.
     pub fn new(timeout: Duration) -> Presence {
-        Presence { timeout, slaves: HashMap::new(), deadlines: BTreeSet::new() }
+        Presence { timeout, doubt_until: Moment::default(), slaves: HashMap::new(), deadlines: BTreeSet::new() }
     }
 
     /// Takes back what was remembered. An online slave is shown as it was, with a full timeout to prove it.
@@ -150,6 +158,7 @@ impl Presence {
             Input::Claim { slave, state, retained: false } => self.claim(now, slave, state, effects),
             Input::Sign { slave } => self.sign(now, slave, effects),
             Input::Paused(gap) => {
+                self.doubt_until = now + AFTERMATH;
                 for slave in self.slaves.values_mut() {
                     slave.heard = now.min(slave.heard + gap);
                 }
@@ -265,6 +274,12 @@ impl Presence {
             return;
         }
         if slave.ended {
+            return;
+        }
+        let lost = state.reason.as_deref() == Some(CONNECTION_LOST);
+        if lost && now < self.doubt_until && slave.liveness == Liveness::Online {
+            // It will be back in a new session at once, or silence tells.
+            effects.push(Effect::Announce { slave: id.clone() });
             return;
         }
         // A slave that was silent is now known to be gone: the better reason replaces the worse, `since` stays.

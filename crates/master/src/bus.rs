@@ -77,7 +77,10 @@ impl<P: Publish> Bus<P> {
                     let delivery = delivery?;
                     let topic = delivery.response_topic().map(str::to_owned);
                     let wishes = Wishes { topic, correlation_data: delivery.correlation_data() };
-                    self.deliver(delivery.topic(), delivery.payload(), wishes, clock::now());
+                    let now = clock::now();
+                    // Before the engine hears of it: after an absence it learns of that first.
+                    self.health.bus.beat(now);
+                    self.deliver(delivery.topic(), delivery.payload(), wishes, now);
                     // A flood never makes this wait: let the handlers work, also on a machine with one core.
                     tokio::task::consume_budget().await;
                 }

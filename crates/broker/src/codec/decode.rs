@@ -3,7 +3,7 @@
 use super::properties::{self, PublishProperties, Value, id};
 use super::reader::{Reader, variable};
 use super::{
-    Ack, CodecError, Connect, Disconnect, Packet, Publish, QoS, RetainHandling, Subscribe, SubscriptionOptions,
+    Ack, CodecError, Connect, Disconnect, Packet, Publish, QoS, RetainHandling, Rules, Subscribe, SubscriptionOptions,
     Unsubscribe, Version, Will, reason,
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn split_frame(bytes: &[u8], bytes_max: usize) -> Result<Option<(Fram
 }
 
 /// Decodes the first packet of a connection, which must be CONNECT (MQTT 3.1.0-1).
-pub(crate) fn decode_connect(frame: Frame<'_>) -> Result<Connect<'_>, CodecError> {
+pub(crate) fn decode_connect(frame: Frame<'_>, user_properties_max: usize) -> Result<Connect<'_>, CodecError> {
     if frame.first >> 4 != 1 {
         return Err(CodecError::Protocol("first packet is not CONNECT"));
     }
@@ -62,11 +62,12 @@ pub(crate) fn decode_connect(frame: Frame<'_>) -> Result<Connect<'_>, CodecError
         request_problem_information: true,
         has_authentication_method: false,
     };
+    let rules = Rules { version, user_properties_max };
     if version == Version::V5 {
-        connect_properties(&mut body, &mut connect)?;
+        connect_properties(&mut body, &mut connect, rules)?;
     }
     connect.client_id = body.text()?;
-    connect.will = will(&mut body, version, flags)?;
+    connect.will = will(&mut body, rules, flags)?;
     let (has_user, has_password) = (flags & 0x80 != 0, flags & 0x40 != 0);
     if flags & 0x01 != 0 {
         return Err(CodecError::Malformed("reserved connect flag is set"));
@@ -84,7 +85,7 @@ pub(crate) fn decode_connect(frame: Frame<'_>) -> Result<Connect<'_>, CodecError
     Ok(connect)
 }
 
-fn connect_properties<'a>(body: &mut Reader<'a>, connect: &mut Connect<'a>) -> Result<(), CodecError> {
+fn connect_properties<'a>(body: &mut Reader<'a>, connect: &mut Connect<'a>, rules: Rules) -> Result<(), CodecError> {
     const ALLOWED: [u8; 9] = [
         id::SESSION_EXPIRY,
         id::RECEIVE_MAXIMUM,
@@ -97,7 +98,7 @@ fn connect_properties<'a>(body: &mut Reader<'a>, connect: &mut Connect<'a>) -> R
         id::AUTHENTICATION_DATA,
     ];
     let mut has_data = false;
-    properties::read(body, &ALLOWED, |id, value, _| {
+    properties::read(body, &ALLOWED, rules.user_properties_max, |id, value, _| {
         match (id, value) {
             (id::SESSION_EXPIRY, Value::Four(seconds)) => connect.session_expiry = seconds,
             (id::RECEIVE_MAXIMUM, Value::Two(maximum)) => connect.receive_maximum = maximum,
@@ -117,7 +118,7 @@ fn connect_properties<'a>(body: &mut Reader<'a>, connect: &mut Connect<'a>) -> R
     Ok(())
 }
 
-fn will<'a>(body: &mut Reader<'a>, version: Version, flags: u8) -> Result<Option<Will<'a>>, CodecError> {
+fn will<'a>(body: &mut Reader<'a>, rules: Rules, flags: u8) -> Result<Option<Will<'a>>, CodecError> {
     let (present, retain) = (flags & 0x04 != 0, flags & 0x20 != 0);
     let qos = QoS::from_bits(flags >> 3 & 0x03).ok_or(CodecError::Malformed("will QoS is 3"))?;
     if !present {
@@ -128,9 +129,9 @@ fn will<'a>(body: &mut Reader<'a>, version: Version, flags: u8) -> Result<Option
             Ok(None)
         };
     }
-    let (properties, delay) = match version {
+    let (properties, delay) = match rules.version {
         Version::V4 => (PublishProperties::default(), 0),
-        Version::V5 => properties::read_publish(body, true)?,
+        Version::V5 => properties::read_publish(body, true, rules.user_properties_max)?,
     };
     let topic = topic_name(body)?;
     let payload = body.binary()?;
@@ -138,7 +139,7 @@ fn will<'a>(body: &mut Reader<'a>, version: Version, flags: u8) -> Result<Option
 }
 
 /// Decodes a packet after CONNECT.
-pub(crate) fn decode(frame: Frame<'_>, version: Version) -> Result<Packet<'_>, CodecError> {
+pub(crate) fn decode(frame: Frame<'_>, rules: Rules) -> Result<Packet<'_>, CodecError> {
     let flags = frame.first & 0x0f;
     let kind = frame.first >> 4;
     // MQTT 2.2.2: reserved flag bits must have the value of the table.
@@ -149,21 +150,21 @@ pub(crate) fn decode(frame: Frame<'_>, version: Version) -> Result<Packet<'_>, C
     let body = Reader::new(frame.body);
     match kind {
         1 => Err(CodecError::Protocol("second CONNECT")),
-        3 => publish(body, flags, version).map(Packet::Publish),
-        4 => ack(body, version, &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99]).map(Packet::PubAck),
-        5 => ack(body, version, &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99]).map(Packet::PubRec),
-        6 => ack(body, version, &[0x00, 0x92]).map(Packet::PubRel),
-        7 => ack(body, version, &[0x00, 0x92]).map(Packet::PubComp),
-        8 => subscribe(body, version).map(Packet::Subscribe),
-        10 => unsubscribe(body, version).map(Packet::Unsubscribe),
+        3 => publish(body, flags, rules).map(Packet::Publish),
+        4 => ack(body, rules, &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99]).map(Packet::PubAck),
+        5 => ack(body, rules, &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99]).map(Packet::PubRec),
+        6 => ack(body, rules, &[0x00, 0x92]).map(Packet::PubRel),
+        7 => ack(body, rules, &[0x00, 0x92]).map(Packet::PubComp),
+        8 => subscribe(body, rules).map(Packet::Subscribe),
+        10 => unsubscribe(body, rules).map(Packet::Unsubscribe),
         12 => finish(body).map(|()| Packet::PingReq),
-        14 => disconnect(body, version).map(Packet::Disconnect),
-        15 if version == Version::V5 => Err(CodecError::Protocol("AUTH without an authentication method")),
+        14 => disconnect(body, rules).map(Packet::Disconnect),
+        15 if rules.version == Version::V5 => Err(CodecError::Protocol("AUTH without an authentication method")),
         _ => Err(CodecError::Protocol("packet type that no client sends")),
     }
 }
 
-fn publish(mut body: Reader<'_>, flags: u8, version: Version) -> Result<Publish<'_>, CodecError> {
+fn publish(mut body: Reader<'_>, flags: u8, rules: Rules) -> Result<Publish<'_>, CodecError> {
     let qos = QoS::from_bits(flags >> 1 & 0x03).ok_or(CodecError::Malformed("QoS is 3"))?;
     let dup = flags & 0x08 != 0;
     if dup && qos == QoS::AtMostOnce {
@@ -172,13 +173,13 @@ fn publish(mut body: Reader<'_>, flags: u8, version: Version) -> Result<Publish<
     let mut alias_possible = body;
     let topic = match topic_name(&mut body) {
         // An empty topic is how a topic alias is used, and none is offered (MQTT 5 3.3.2.3.4).
-        Err(_) if version == Version::V5 && alias_possible.u16() == Ok(0) => return Err(CodecError::TopicAlias),
+        Err(_) if rules.version == Version::V5 && alias_possible.u16() == Ok(0) => return Err(CodecError::TopicAlias),
         other => other?,
     };
     let packet_id = if qos == QoS::AtMostOnce { 0 } else { body.packet_id()? };
-    let properties = match version {
+    let properties = match rules.version {
         Version::V4 => PublishProperties::default(),
-        Version::V5 => properties::read_publish(&mut body, false)?.0,
+        Version::V5 => properties::read_publish(&mut body, false, rules.user_properties_max)?.0,
     };
     Ok(Publish { dup, qos, retain: flags & 0x01 != 0, topic, packet_id, properties, payload: body.rest() })
 }
@@ -192,37 +193,47 @@ fn topic_name<'a>(body: &mut Reader<'a>) -> Result<&'a str, CodecError> {
     }
 }
 
-fn ack(mut body: Reader<'_>, version: Version, reasons: &[u8]) -> Result<Ack, CodecError> {
+fn ack(mut body: Reader<'_>, rules: Rules, reasons: &[u8]) -> Result<Ack, CodecError> {
     let packet_id = body.packet_id()?;
     let mut ack = Ack { packet_id, reason: reason::SUCCESS };
-    if version == Version::V5 && !body.is_empty() {
+    if rules.version == Version::V5 && !body.is_empty() {
         ack.reason = body.u8()?;
         if !reasons.contains(&ack.reason) {
             return Err(CodecError::Malformed("reason code not allowed here"));
         }
         if !body.is_empty() {
-            properties::read(&mut body, &[id::REASON_STRING, id::USER_PROPERTY], |_, _, _| Ok(()))?;
+            properties::read(
+                &mut body,
+                &[id::REASON_STRING, id::USER_PROPERTY],
+                rules.user_properties_max,
+                |_, _, _| Ok(()),
+            )?;
         }
     }
     finish(body)?;
     Ok(ack)
 }
 
-fn subscribe(mut body: Reader<'_>, version: Version) -> Result<Subscribe<'_>, CodecError> {
+fn subscribe(mut body: Reader<'_>, rules: Rules) -> Result<Subscribe<'_>, CodecError> {
     let packet_id = body.packet_id()?;
     let mut subscription_id = None;
-    if version == Version::V5 {
-        properties::read(&mut body, &[id::SUBSCRIPTION_ID, id::USER_PROPERTY], |id, value, _| {
-            if let (id::SUBSCRIPTION_ID, Value::Four(number)) = (id, value) {
-                subscription_id = Some(number);
-            }
-            Ok(())
-        })?;
+    if rules.version == Version::V5 {
+        properties::read(
+            &mut body,
+            &[id::SUBSCRIPTION_ID, id::USER_PROPERTY],
+            rules.user_properties_max,
+            |id, value, _| {
+                if let (id::SUBSCRIPTION_ID, Value::Four(number)) = (id, value) {
+                    subscription_id = Some(number);
+                }
+                Ok(())
+            },
+        )?;
     }
     let mut filters = Vec::new();
     while !body.is_empty() {
         let filter = body.text()?;
-        filters.push((filter, subscription_options(body.u8()?, version)?));
+        filters.push((filter, subscription_options(body.u8()?, rules.version)?));
     }
     if filters.is_empty() {
         return Err(CodecError::Protocol("SUBSCRIBE without a topic filter"));
@@ -245,10 +256,10 @@ fn subscription_options(bits: u8, version: Version) -> Result<SubscriptionOption
     Ok(SubscriptionOptions { qos, no_local: bits & 0x04 != 0, retain_as_published: bits & 0x08 != 0, retain_handling })
 }
 
-fn unsubscribe(mut body: Reader<'_>, version: Version) -> Result<Unsubscribe<'_>, CodecError> {
+fn unsubscribe(mut body: Reader<'_>, rules: Rules) -> Result<Unsubscribe<'_>, CodecError> {
     let packet_id = body.packet_id()?;
-    if version == Version::V5 {
-        properties::read(&mut body, &[id::USER_PROPERTY], |_, _, _| Ok(()))?;
+    if rules.version == Version::V5 {
+        properties::read(&mut body, &[id::USER_PROPERTY], rules.user_properties_max, |_, _, _| Ok(()))?;
     }
     let mut filters = Vec::new();
     while !body.is_empty() {
@@ -260,17 +271,17 @@ fn unsubscribe(mut body: Reader<'_>, version: Version) -> Result<Unsubscribe<'_>
     Ok(Unsubscribe { packet_id, filters })
 }
 
-fn disconnect(mut body: Reader<'_>, version: Version) -> Result<Disconnect, CodecError> {
+fn disconnect(mut body: Reader<'_>, rules: Rules) -> Result<Disconnect, CodecError> {
     const REASONS: [u8; 13] = [0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98];
     let mut disconnect = Disconnect { reason: reason::SUCCESS, session_expiry: None };
-    if version == Version::V5 && !body.is_empty() {
+    if rules.version == Version::V5 && !body.is_empty() {
         disconnect.reason = body.u8()?;
         if disconnect.reason != 0x99 && !REASONS.contains(&disconnect.reason) {
             return Err(CodecError::Malformed("reason code not allowed here"));
         }
         if !body.is_empty() {
             let allowed = [id::SESSION_EXPIRY, id::REASON_STRING, id::USER_PROPERTY];
-            properties::read(&mut body, &allowed, |id, value, _| {
+            properties::read(&mut body, &allowed, rules.user_properties_max, |id, value, _| {
                 if let (id::SESSION_EXPIRY, Value::Four(seconds)) = (id, value) {
                     disconnect.session_expiry = Some(seconds);
                 }

@@ -169,7 +169,7 @@ fn put_binary(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put_variable(out: &mut Vec<u8>, mut value: usize) {
+pub(super) fn put_variable(out: &mut Vec<u8>, mut value: usize) {
     loop {
         let byte = (value & 0x7f) as u8;
         value >>= 7;

@@ -35,6 +35,14 @@ pub(crate) enum Version {
     V5,
 }
 
+/// What the decoder has to know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) version: Version,
+    /// How many user properties a packet may have.
+    pub(crate) user_properties_max: usize,
+}
+
 /// A packet from a client after its CONNECT.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Packet<'a> {
@@ -148,6 +156,9 @@ pub(crate) enum CodecError {
     /// The protocol level is neither 4 nor 5 (0x84).
     #[error("unsupported protocol version")]
     Version,
+    /// The packet has more user properties than the broker takes (0x97).
+    #[error("too many user properties")]
+    UserProperties,
     /// A topic alias was used although none is offered (0x94).
     #[error("topic alias invalid")]
     TopicAlias,
@@ -186,6 +197,7 @@ impl CodecError {
             CodecError::Protocol(_) => reason::PROTOCOL_ERROR,
             CodecError::TooLarge => reason::PACKET_TOO_LARGE,
             CodecError::Version => reason::UNSUPPORTED_VERSION,
+            CodecError::UserProperties => reason::QUOTA_EXCEEDED,
             CodecError::TopicAlias => reason::TOPIC_ALIAS_INVALID,
         }
     }

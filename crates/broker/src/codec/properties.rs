@@ -53,11 +53,13 @@ pub(crate) struct PublishProperties<'a> {
 pub(super) fn read<'a>(
     reader: &mut Reader<'a>,
     allowed: &[u8],
+    user_properties_max: usize,
     mut each: impl FnMut(u8, Value<'a>, &'a [u8]) -> Result<(), CodecError>,
 ) -> Result<(), CodecError> {
     let length = reader.variable()?;
     let mut block = Reader::new(reader.bytes(length as usize)?);
     let mut seen = 0u64;
+    let mut user_properties = 0;
     while !block.is_empty() {
         let start = block;
         let id = block.u8()?;
@@ -66,7 +68,12 @@ pub(super) fn read<'a>(
         }
         // Identifiers of the table are below 64, and only those are in `allowed`.
         let bit = 1u64 << (id & 0x3f);
-        if id != id::USER_PROPERTY && seen & bit != 0 {
+        if id == id::USER_PROPERTY {
+            user_properties += 1;
+            if user_properties > user_properties_max {
+                return Err(CodecError::UserProperties);
+            }
+        } else if seen & bit != 0 {
             return Err(CodecError::Protocol("property given twice"));
         }
         seen |= bit;
@@ -114,6 +121,7 @@ fn read_value<'a>(id: u8, block: &mut Reader<'a>) -> Result<Value<'a>, CodecErro
 pub(super) fn read_publish<'a>(
     reader: &mut Reader<'a>,
     will: bool,
+    user_properties_max: usize,
 ) -> Result<(PublishProperties<'a>, u32), CodecError> {
     const PASSED: [u8; 5] =
         [id::PAYLOAD_FORMAT, id::CONTENT_TYPE, id::RESPONSE_TOPIC, id::CORRELATION_DATA, id::USER_PROPERTY];
@@ -123,7 +131,7 @@ pub(super) fn read_publish<'a>(
     let mut expiry = None;
     let mut passed = Vec::new();
     let mut block = *reader;
-    read(reader, &allowed, |id, value, raw| {
+    read(reader, &allowed, user_properties_max, |id, value, raw| {
         match (id, value) {
             (id::MESSAGE_EXPIRY, Value::Four(seconds)) => expiry = Some(seconds),
             (id::WILL_DELAY, Value::Four(seconds)) => delay = seconds,

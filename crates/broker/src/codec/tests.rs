@@ -3,22 +3,24 @@ use proptest::prelude::*;
 use rumqttc::mqttbytes::v4;
 use rumqttc::v5::mqttbytes::v5;
 
+use super::encode::put_variable;
 use super::*;
 
 fn connect(bytes: &[u8]) -> Result<Connect<'_>, CodecError> {
     let (frame, used) = split_frame(bytes, 65_536)?.expect("whole packet");
     assert_eq!(used, bytes.len());
-    decode_connect(frame)
+    decode_connect(frame, 64)
 }
 
 fn packet(bytes: &[u8], version: Version) -> Result<Packet<'_>, CodecError> {
     let (frame, _) = split_frame(bytes, 65_536)?.expect("whole packet");
-    decode(frame, version)
+    decode(frame, Rules { version, user_properties_max: 64 })
 }
 
 /// A packet from its first byte and body.
 fn framed(first: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first, u8::try_from(body.len()).expect("short body")];
+    let mut bytes = vec![first];
+    put_variable(&mut bytes, body.len());
     bytes.extend(body);
     bytes
 }
@@ -98,7 +100,7 @@ fn mqtt_2_2_malformed_packets_are_refused() {
 fn mqtt_5_2_2_2_properties_are_checked() {
     let publish = |properties: &[u8]| {
         let mut body = b"\x00\x01a".to_vec();
-        body.push(properties.len() as u8);
+        put_variable(&mut body, properties.len());
         body.extend(properties);
         body.extend(b"x");
         let bytes = framed(0x30, &body);
@@ -109,6 +111,7 @@ fn mqtt_5_2_2_2_properties_are_checked() {
     };
     assert_eq!(publish(b"\x01\x01\x02\x00\x00\x00\x09\x03\x00\x01t"), Ok((Some(9), b"\x01\x01\x03\x00\x01t".to_vec())));
     assert_eq!(publish(b"\x26\x00\x01a\x00\x01b\x26\x00\x01a\x00\x01b").unwrap().1.len(), 14);
+    assert_eq!(publish(&b"\x26\x00\x00\x00\x00".repeat(65)[..]), Err(CodecError::UserProperties));
     assert_eq!(publish(b"\x01\x01\x01\x01"), Err(CodecError::Protocol("property given twice")));
     assert_eq!(publish(b"\x01\x02"), Err(CodecError::Protocol("property must be 0 or 1")));
     assert_eq!(publish(b"\x23\x00\x01"), Err(CodecError::TopicAlias));
@@ -204,9 +207,10 @@ proptest! {
             bytes[at] = to;
         }
         if let Ok(Some((frame, _))) = split_frame(&bytes, 65_536) {
-            let _ = decode_connect(frame);
-            let _ = decode(frame, Version::V4);
-            let _ = decode(frame, Version::V5);
+            let _ = decode_connect(frame, 64);
+            for version in [Version::V4, Version::V5] {
+                let _ = decode(frame, Rules { version, user_properties_max: 64 });
+            }
         }
     }
 

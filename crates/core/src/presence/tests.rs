@@ -357,6 +357,26 @@ fn a_pause_of_the_master_moves_deadlines() {
 }
 
 #[test]
+fn a_connection_lost_while_the_master_was_away_is_no_proof() {
+    let mut bench = Bench::new();
+    bench.online("s1");
+    bench.now = bench.now + Duration::from_secs(30);
+    bench.handle(Input::Paused(Duration::from_secs(30)));
+    bench.will("s1");
+    assert_eq!(bench.shown(), ONLINE);
+    assert_eq!(bench.retained(), (Liveness::Online, "s1"));
+    assert_eq!(bench.announces, 1);
+    bench.advance(TIMEOUT);
+    assert_eq!(bench.shown(), offline(SILENT), "it did not come back");
+
+    bench.online("s2");
+    bench.handle(Input::Paused(Duration::from_secs(30)));
+    bench.now = bench.now + AFTERMATH;
+    bench.will("s2");
+    assert_eq!(bench.shown(), offline("connection_lost"), "long after the pause a will is a will");
+}
+
+#[test]
 fn a_removed_slave_is_forgotten_until_it_speaks() {
     let mut bench = Bench::new();
     bench.online("s1");
@@ -418,6 +438,8 @@ struct Model {
     ended: bool,
     silent: bool,
     quiet: Duration,
+    /// The master was away a moment ago.
+    doubts: bool,
 }
 
 proptest! {
@@ -431,15 +453,15 @@ proptest! {
                 Step::Connect => {
                     let next = model.newest.map_or(0, |n| n + 1);
                     bench.online(&format!("s{next}"));
-                    model = Model { newest: Some(next), ..Model::default() };
+                    model = Model { newest: Some(next), doubts: model.doubts, ..Model::default() };
                 }
                 Step::Repeat => if let Some(session) = session(0) {
                     bench.online(&session);
-                    model = Model { newest: model.newest, ..Model::default() };
+                    model = Model { newest: model.newest, doubts: model.doubts, ..Model::default() };
                 },
                 Step::Will { back } => if let Some(session) = session(back) {
                     bench.will(&session);
-                    model.ended |= back == 0;
+                    model.ended |= back == 0 && (!model.doubts || model.silent);
                 },
                 Step::Stale { back } => if let Some(session) = session(back) {
                     bench.online(&session);
@@ -453,13 +475,16 @@ proptest! {
                     bench.advance(Duration::from_secs(seconds));
                     model.quiet += Duration::from_secs(seconds);
                     model.silent |= model.quiet >= TIMEOUT;
+                    model.doubts &= seconds == 0;
                 }
                 Step::Pause { seconds } => {
                     bench.now = bench.now + Duration::from_secs(seconds);
                     bench.handle(Input::Paused(Duration::from_secs(seconds)));
+                    model.doubts = true;
                 }
                 Step::Restart => {
                     bench.restart();
+                    model.doubts = false;
                     if !model.silent { model.quiet = Duration::ZERO; }
                 }
                 Step::Echo { overwrites } => bench.echo(overwrites),

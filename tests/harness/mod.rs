@@ -1,0 +1,13 @@
+//! What tests stand on. Everything listens on port 0, lives in temporary folders and ends with its test.
+
+mod cluster;
+pub(crate) mod faults;
+pub(crate) mod mosquitto;
+pub(crate) mod mqtt;
+mod process;
+mod wait;
+
+pub(crate) use cluster::{Cluster, rpicluster};
+pub(crate) use faults::Place;
+pub(crate) use process::{Finished, Process, descendants, is_running, run};
+pub(crate) use wait::{PATIENCE, figure, heavy, soak, timed, wait_for, wait_until, within};

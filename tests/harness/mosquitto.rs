@@ -1,0 +1,67 @@
+//! Debian's MQTT clients: what a stranger sees.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::cluster::Cluster;
+use super::process::{Finished, Process, run};
+use super::wait::{wait_for, wait_until};
+
+/// A subscriber ends by itself after this, should its test be killed.
+const LIFE_MAX: Duration = Duration::from_secs(600);
+
+/// A running `mosquitto_sub`.
+pub(crate) struct Subscriber(Process);
+
+/// One of the tools, addressed to the cluster's broker.
+pub(crate) fn tool(cluster: &Cluster, name: &str) -> Command {
+    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|folder| folder.join(name).is_file());
+    assert!(found, "{name} is missing: install the Debian package mosquitto-clients (tests/run.sh does)");
+    // Line by line, though it writes to a pipe.
+    let mut command = cluster.place().command("stdbuf");
+    command.args(["-oL", name]);
+    command.args(["-h", &cluster.mqtt.ip().to_string(), "-p", &cluster.mqtt.port().to_string()]);
+    command
+}
+
+/// `mosquitto_pub` with these arguments, at QoS 1.
+pub(crate) fn publish(cluster: &Cluster, arguments: &[&str]) {
+    let mut command = tool(cluster, "mosquitto_pub");
+    command.args(["-q", "1"]).args(arguments);
+    let Finished { code, err, .. } = run(command);
+    assert_eq!(code, Some(0), "mosquitto_pub {arguments:?}: {err}");
+}
+
+/// The retained message of a topic as a new subscriber gets it.
+pub(crate) fn retained(cluster: &Cluster, topic: &str) -> Option<Value> {
+    let mut command = tool(cluster, "mosquitto_sub");
+    command.args(["-t", topic, "--retained-only", "-C", "1", "-W", "2"]);
+    let Finished { out, .. } = run(command);
+    serde_json::from_str(out.trim()).ok()
+}
+
+impl Subscriber {
+    /// `mosquitto_sub` with these arguments, once it is subscribed.
+    pub(crate) fn start(cluster: &Cluster, arguments: &[&str]) -> Subscriber {
+        let mut command = tool(cluster, "mosquitto_sub");
+        command.args(["-d", "-W", &LIFE_MAX.as_secs().to_string()]).args(arguments);
+        let process = Process::start("mosquitto_sub", command);
+        wait_until("mosquitto_sub is subscribed", || process.out().iter().any(|line| line.starts_with("Subscribed")));
+        Subscriber(process)
+    }
+
+    /// What it has printed of messages so far.
+    pub(crate) fn messages(&self) -> Vec<String> {
+        let about_itself = |line: &String| line.starts_with("Client ") || line.starts_with("Subscribed");
+        self.0.out().into_iter().filter(|line| !about_itself(line)).collect()
+    }
+
+    /// Waits for a message with all these parts.
+    pub(crate) fn wait_for(&self, parts: &[&str]) -> String {
+        wait_for(&format!("a message with {parts:?}"), || {
+            self.messages().into_iter().find(|line| parts.iter().all(|part| line.contains(part)))
+        })
+    }
+}

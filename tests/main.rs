@@ -1,0 +1,27 @@
+//! The integration tests: real processes, real sockets, Debian's `mosquitto_*` as the other side.
+//!
+//! One binary; a test goes where its topic is:
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+/// What tests stand on: processes, clusters, clients, faults, waiting.
+mod harness;
+
+/// The command line: exit codes, messages, output for scripts, configuration.
+mod cli;
+/// `rpicluster demo`: its summary, and that nothing of it is left running.
+mod demo;
+/// What is no message, and who floods: answered, counted, and nobody else's problem.
+mod hostile;
+/// Processes that are killed, stopped or restarted: who is seen online and offline, and how soon.
+mod presence;
+/// The same through a network that is cut, lossy or resets connections.
+mod presence_network;
+/// Many slaves and many messages: nothing lost, nothing misattributed.
+mod scale;
+/// Take-overs: an old connection's end never marks the new one offline.
+mod takeover;
+/// Rules of the repository that no compiler checks.
+mod tidy;
+/// What people and foreign clients see on the wire: `mosquitto_sub`, a slave made of a shell script, MQTT 5 requests.
+mod traffic;

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Checks and tests everything on a Debian machine with Rust and a C compiler; installs the Debian packages that the tests
+# need. Tests with network faults need root. SOAK=30s makes the long tests longer (15s by default).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Each program that a test calls, and the package that holds it.
+install_packages() {
+    local pair missing=()
+    for pair in mosquitto:mosquitto mosquitto_sub:mosquitto-clients ip:iproute2 iptables:iptables ps:procps; do
+        # Administrators' programs may lie outside of a user's PATH.
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    local root=()
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    echo "tests/run.sh: installing ${missing[*]}"
+    local install=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends)
+    "${install[@]}" "${missing[@]}" || { "${root[@]}" apt-get update && "${install[@]}" "${missing[@]}"; }
+}
+
+step() {
+    echo "tests/run.sh: $*"
+    "$@"
+}
+
+install_packages
+export PATH="$PATH:/usr/sbin:/sbin"
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --locked -- -D warnings
+RUSTDOCFLAGS=-Dwarnings step cargo doc --workspace --no-deps --locked
+step cargo test --workspace --locked
+if cargo deny --version >/dev/null 2>&1; then
+    step cargo deny check bans licenses sources
+else
+    echo "tests/run.sh: skipped: cargo deny is not installed (cargo install --locked cargo-deny)"
+fi
+echo "tests/run.sh: all is well"

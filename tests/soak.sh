@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs the integration tests at full length with a release build, and appends what was measured to docs/measured.md.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export SOAK="${SOAK:-30s}"
+
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+cargo test --release --locked -p rpicluster --test integration -- --nocapture "$@" | tee "$log"
+
+commit="$(git rev-parse --short=12 HEAD)"
+[ -z "$(git status --porcelain --untracked-files=no)" ] || commit="$commit with changes"
+processor="$(sed -n 's/^model name[^:]*: //p; s/^Model[^:]*: //p' /proc/cpuinfo | head -n 1)"
+[ -e docs/measured.md ] || printf '# Measured\n' >docs/measured.md
+{
+    printf '\n## Soak of %s\n\n' "$(date -u +%Y-%m-%d)"
+    printf -- '- commit: %s\n- machine: %s, %s cores, %s\n- SOAK: %s\n' \
+        "$commit" "${processor:-unknown processor}" "$(nproc)" "$(uname -srm)" "$SOAK"
+    sed -n 's/^.*figure: /- /p; s/^test result: /- tests: /p' "$log"
+} >>docs/measured.md
+echo "tests/soak.sh: appended to docs/measured.md"
