@@ -2,14 +2,12 @@
 
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 /// A connected client.
-pub(crate) struct Client {
-    write: TcpStream,
-    read: BufReader<TcpStream>,
-}
+pub(crate) struct Client(BufReader<TcpStream>);
 
 /// A message received.
 pub(crate) struct Message {
@@ -21,9 +19,9 @@ impl Client {
     pub(crate) fn connect(address: SocketAddr, client_id: &str) -> Result<Client> {
         let stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
         stream.set_nodelay(true)?;
-        let mut client = Client { read: BufReader::with_capacity(256 * 1024, stream.try_clone()?), write: stream };
+        let mut client = Client(BufReader::new(stream));
         let body = [&b"\x00\x04MQTT\x04\x02\x00\x00"[..], &text(client_id)].concat();
-        client.write.write_all(&framed(0x10, &body))?;
+        client.0.get_ref().write_all(&framed(0x10, &body))?;
         match client.packet()? {
             (0x20, body) if body == [0, 0] => Ok(client),
             other => bail!("CONNACK expected, got {other:x?}"),
@@ -33,7 +31,7 @@ impl Client {
     /// Subscribes and waits for the answer.
     pub(crate) fn subscribe(&mut self, filter: &str, qos: u8) -> Result<()> {
         let body = [&[0, 1][..], &text(filter), &[qos]].concat();
-        self.write.write_all(&framed(0x82, &body))?;
+        self.0.get_ref().write_all(&framed(0x82, &body))?;
         match self.packet()? {
             (0x90, body) if body == [0, 1, qos] => Ok(()),
             other => bail!("SUBACK expected, got {other:x?}"),
@@ -42,7 +40,7 @@ impl Client {
 
     /// Writes encoded packets.
     pub(crate) fn write(&mut self, packets: &[u8]) -> Result<()> {
-        Ok(self.write.write_all(packets)?)
+        Ok(self.0.get_ref().write_all(packets)?)
     }
 
     /// The next message; acknowledges it at QoS 1 and passes over PUBACKs.
@@ -56,10 +54,42 @@ impl Client {
             let qos = first >> 1 & 3;
             let start = if qos > 0 { topic + 2 } else { topic };
             if qos == 1 {
-                self.write.write_all(&[0x40, 2, body[topic], body[topic + 1]])?;
+                self.0.get_ref().write_all(&[0x40, 2, body[topic], body[topic + 1]])?;
             }
             return Ok(Message { payload: body[start..].to_vec() });
         }
+    }
+
+    /// Reads `count` messages and acknowledges those at QoS 1, many at once.
+    pub(crate) fn drain(&mut self, count: usize) -> Result<()> {
+        let mut acks = Vec::new();
+        let mut received = 0;
+        while received < count {
+            let (first, body) = self.packet()?;
+            if first & 0xf0 == 0x30 {
+                received += 1;
+                if first >> 1 & 3 == 1 {
+                    let topic = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));
+                    acks.extend([0x40, 2, body[topic], body[topic + 1]]);
+                }
+            }
+            if !acks.is_empty() && (self.0.buffer().is_empty() || acks.len() >= 400) {
+                self.0.get_ref().write_all(&acks)?;
+                acks.clear();
+            }
+        }
+        self.0.get_ref().write_all(&acks)?;
+        Ok(())
+    }
+
+    /// Reads the answers to `count` packets.
+    pub(crate) fn answers(&mut self, count: usize) -> Result<()> {
+        (0..count).try_for_each(|_| self.packet().map(drop))
+    }
+
+    /// Gives up when nothing comes for this long.
+    pub(crate) fn give_up_after(&self, time: Duration) -> Result<()> {
+        Ok(self.0.get_ref().set_read_timeout(Some(time))?)
     }
 
     fn packet(&mut self) -> Result<(u8, Vec<u8>)> {
@@ -73,22 +103,27 @@ impl Client {
             }
         }
         let mut body = vec![0; length];
-        self.read.read_exact(&mut body)?;
+        self.0.read_exact(&mut body)?;
         Ok((first, body))
     }
 
     fn byte(&mut self) -> Result<u8> {
         let mut byte = [0];
-        self.read.read_exact(&mut byte)?;
+        self.0.read_exact(&mut byte)?;
         Ok(byte[0])
     }
 }
 
-/// An encoded PUBLISH; at QoS 1 always with the same packet id, which is right as long as one is in flight.
+/// An encoded PUBLISH, at QoS 1 with the packet id 1.
 pub(crate) fn publish(topic: &str, payload: &[u8], qos: u8) -> Vec<u8> {
+    publish_with_id(topic, payload, qos, 1)
+}
+
+/// An encoded PUBLISH.
+pub(crate) fn publish_with_id(topic: &str, payload: &[u8], qos: u8, packet_id: u16) -> Vec<u8> {
     let mut body = text(topic);
     if qos > 0 {
-        body.extend([0, 7]);
+        body.extend(packet_id.to_be_bytes());
     }
     body.extend(payload);
     framed(0x30 | qos << 1, &body)

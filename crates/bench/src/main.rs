@@ -3,12 +3,15 @@
 //! One JSON line a figure on standard output, a table on standard error at the end. A timing is never a test: nothing here
 //! fails because a machine is slow, but a run that lost messages is no measurement and ends with an error.
 
+mod broker;
 mod client;
 mod figure;
 mod latency;
 mod peers;
 mod scale;
 mod throughput;
+
+use std::net::SocketAddr;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -26,6 +29,8 @@ enum What {
     Throughput,
     /// 1,000 slaves, one agent, writes of an idle cluster
     Scale,
+    /// The broker alone: fan-in, fan-out, connects, idle connections
+    Broker,
 }
 
 /// Measure rpicluster beside its floor and mosquitto. Build it with --release.
@@ -34,11 +39,17 @@ struct Arguments {
     /// What to measure
     #[arg(default_value = "all")]
     what: What,
+    /// Be the stock server of rumqttd on this address
+    #[arg(long, hide = true)]
+    serve_stock_rumqttd: Option<SocketAddr>,
 }
 
 fn main() -> Result<()> {
-    let Arguments { what } = Arguments::parse();
+    let Arguments { what, serve_stock_rumqttd } = Arguments::parse();
     peers::raise_open_files()?;
+    if let Some(address) = serve_stock_rumqttd {
+        return peers::serve_stock(address);
+    }
     peers::build_product()?;
     let mut figures = Figures::default();
     if matches!(what, What::All | What::Latency) {
@@ -49,6 +60,9 @@ fn main() -> Result<()> {
     }
     if matches!(what, What::All | What::Scale) {
         scale::measure(&mut figures)?;
+    }
+    if matches!(what, What::All | What::Broker) {
+        broker::measure(&mut figures)?;
     }
     figures.table();
     Ok(())

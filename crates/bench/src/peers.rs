@@ -59,6 +59,9 @@ impl Master {
             .args(["master", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state-dir"])
             .arg(folder.path())
             .current_dir(folder.path())
+            // Above the defaults, for the runs with 10,000 connections from one address.
+            .env("RPICLUSTER__BROKER__LIMITS__CONNECTIONS", "30000")
+            .env("RPICLUSTER__BROKER__LIMITS__CONNECTIONS_PER_ADDRESS", "30000")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -126,6 +129,51 @@ pub(crate) fn start_mosquitto() -> Result<Option<(Process, SocketAddr)>> {
     let process = Process { child: command.spawn()?, _folder: folder };
     wait_until("mosquitto listens", || Ok(TcpStream::connect(address).is_ok()))?;
     Ok(Some((process, address)))
+}
+
+/// The stock server of rumqttd, as its own example configures it, in a process of its own.
+pub(crate) fn start_stock() -> Result<(Process, SocketAddr)> {
+    let folder = tempfile::tempdir()?;
+    let address: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--serve-stock-rumqttd", &address.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let process = Process { child: command.spawn()?, _folder: folder };
+    wait_until("stock rumqttd listens", || Ok(TcpStream::connect(address).is_ok()))?;
+    Ok((process, address))
+}
+
+/// Serves until the process is ended.
+pub(crate) fn serve_stock(address: SocketAddr) -> Result<()> {
+    use std::collections::HashMap;
+    let connections = rumqttd::ConnectionSettings {
+        connection_timeout_ms: 60_000,
+        max_payload_size: 65_536,
+        max_inflight_count: 1_000,
+        auth: None,
+        external_auth: None,
+        dynamic_filters: false,
+    };
+    let server = rumqttd::ServerSettings {
+        name: "stock".to_owned(),
+        listen: address,
+        tls: None,
+        next_connection_delay_ms: 0,
+        connections,
+    };
+    let router = rumqttd::RouterConfig {
+        max_connections: 30_000,
+        max_outgoing_packet_count: 200,
+        max_segment_size: 104_857_600,
+        max_segment_count: 10,
+        ..rumqttd::RouterConfig::default()
+    };
+    let config = rumqttd::Config {
+        router,
+        v4: Some(HashMap::from([("stock".to_owned(), server)])),
+        ..rumqttd::Config::default()
+    };
+    rumqttd::Broker::new(config).start()?;
+    bail!("stock rumqttd has stopped")
 }
 
 fn free_port() -> Result<u16> {

@@ -96,24 +96,46 @@ impl Hub {
         let mut batch = Vec::new();
         loop {
             reader.read(&mut batch).await?;
-            {
-                let mut table = lock(&self.table);
-                for message in &batch {
-                    self.dispatch(&mut table, message);
+            let mut waiting = &batch[..];
+            loop {
+                let done = self.dispatch_some(waiting);
+                reader.handled(done);
+                waiting = &waiting[done..];
+                if waiting.is_empty() {
+                    break;
                 }
+                // Lets the connections write what they were given before there is more.
+                tokio::task::yield_now().await;
             }
-            reader.handled(batch.len());
             batch.clear();
         }
     }
 
-    /// Keeps a message if it is retained, and queues it for every subscriber.
-    fn dispatch(&self, table: &mut Table, message: &Message) {
+    /// Dispatches messages from the first on, for about as long as others may have to wait; how many.
+    fn dispatch_some(&self, messages: &[Message]) -> usize {
+        const RECIPIENTS_MAX: usize = 1_000;
+        let mut table = lock(&self.table);
+        let mut recipients = 0;
+        let mut done = 0;
+        for message in messages {
+            recipients += 1 + self.dispatch(&mut table, message);
+            done += 1;
+            if recipients >= RECIPIENTS_MAX {
+                break;
+            }
+        }
+        done
+    }
+
+    /// Keeps a message if it is retained, and queues it for every subscriber; for how many.
+    fn dispatch(&self, table: &mut Table, message: &Message) -> usize {
         if message.retain() {
             self.retain(table, message);
         }
+        let mut count = 0;
         let mut overflowed = Vec::new();
         table.subscriptions.recipients(message.topic(), message.publisher(), |recipient| {
+            count += 1;
             let queued = Queued {
                 message: message.clone(),
                 qos: recipient.qos.min(message.qos()),
@@ -135,6 +157,7 @@ impl Hub {
                 self.end_session(table, &client, &session);
             }
         }
+        count
     }
 
     fn queue(&self, client: &Client, queued: Queued) -> Pushed {
@@ -236,10 +259,12 @@ impl Hub {
             if tokio::time::timeout(EVICTION_TIMEOUT, self.evict(&client)).await.is_err() {
                 return Ok(Err(reason::SERVER_BUSY));
             }
-            let (will, kept) = {
+            self.publish_old_will(&client, arrival.clean_start).await?;
+            // From here on nothing is awaited: a newcomer that gives up must not take the session with it.
+            let kept = {
                 let mut place = client.place();
                 place.expires = None;
-                (place.will.take(), place.session.take())
+                place.session.take()
             };
             if kept.is_some() {
                 self.away.fetch_sub(1, Ordering::Relaxed);
@@ -252,12 +277,6 @@ impl Hub {
                 }
                 kept => kept,
             };
-            // MQTT 5 3.1.3.2.2: a delayed will is not sent if its session goes on before it is due.
-            if let Some((due, will)) = will
-                && (kept.is_none() || due <= Instant::now())
-            {
-                self.publish_will(will).await?;
-            }
             let present = kept.is_some();
             let session = kept.unwrap_or_else(|| {
                 Stats::add(&self.stats.sessions_now, 1);
@@ -268,6 +287,20 @@ impl Hub {
             drop(gate);
             let hub = Arc::clone(self);
             return Ok(Ok(Attachment { hub, client, session, present, expiry: arrival.expiry, will: None }));
+        }
+    }
+
+    /// Publishes the will that an earlier connection left, before a new one takes its place. MQTT 5 3.1.3.2.2: a delayed
+    /// will is not sent if its session goes on before it is due.
+    async fn publish_old_will(&self, client: &Client, clean_start: bool) -> Result<(), RouterStopped> {
+        let will = {
+            let mut place = client.place();
+            let goes_on = !clean_start && place.session.is_some();
+            place.will.take().filter(|(due, _)| !goes_on || *due <= Instant::now())
+        };
+        match will {
+            Some((_, will)) => self.publish_will(will).await,
+            None => Ok(()),
         }
     }
 
@@ -376,7 +409,9 @@ impl Hub {
             tokio::time::sleep(sys::INTERVAL).await;
             let mut table = lock(&self.table);
             if table.subscriptions.has_below(sys::ROOT) {
-                self.sys_messages().iter().for_each(|message| self.dispatch(&mut table, message));
+                for message in self.sys_messages() {
+                    self.dispatch(&mut table, &message);
+                }
             }
         }
     }
