@@ -15,12 +15,12 @@ pub(crate) struct Message {
 }
 
 impl Client {
-    /// Connects with a clean session and no keep alive.
+    /// Connects with a clean session and a keep alive of an hour: the stock server of rumqttd refuses 0.
     pub(crate) fn connect(address: SocketAddr, client_id: &str) -> Result<Client> {
         let stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
         stream.set_nodelay(true)?;
         let mut client = Client(BufReader::new(stream));
-        let body = [&b"\x00\x04MQTT\x04\x02\x00\x00"[..], &text(client_id)].concat();
+        let body = [&b"\x00\x04MQTT\x04\x02\x0e\x10"[..], &text(client_id)].concat();
         client.0.get_ref().write_all(&framed(0x10, &body))?;
         match client.packet()? {
             (0x20, body) if body == [0, 0] => Ok(client),

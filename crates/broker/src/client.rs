@@ -1,7 +1,8 @@
 //! A client by its id: what outlives its connections.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -23,6 +24,10 @@ pub(crate) struct Client {
     pub(crate) vacated: Notify,
     place: Mutex<Place>,
     outbox: Mutex<Outbox>,
+    /// How many clients are congested, this one perhaps among them.
+    congested: Arc<AtomicUsize>,
+    /// Signals those who wait that this client is not congested any more.
+    drained: Notify,
     /// Signals the connection that its outbox needs it.
     pub(crate) outbox_ready: Notify,
 }
@@ -45,6 +50,8 @@ pub(crate) struct Session {
     pub(crate) subscriptions: HashMap<Box<str>, Wish>,
     /// Sent at QoS 1 and 2 and not yet acknowledged, oldest first.
     pub(crate) inflight: VecDeque<Inflight>,
+    /// What an earlier connection left unacknowledged and this one has not sent again yet, oldest first.
+    pub(crate) again: VecDeque<Inflight>,
     /// Packet ids of QoS 2 messages received and not yet released.
     pub(crate) received: HashSet<u16>,
     /// The packet id given last.
@@ -75,6 +82,8 @@ struct Outbox {
     closing: Option<u8>,
     queue: VecDeque<Queued>,
     bytes: usize,
+    /// More than half of what may wait waits, and not yet less than a quarter again.
+    congested: bool,
 }
 
 /// What became of a message for a client.
@@ -92,7 +101,7 @@ pub(crate) enum Pushed {
 }
 
 impl Client {
-    pub(crate) fn new(id: Box<str>, number: u64) -> Client {
+    pub(crate) fn new(id: Box<str>, number: u64, congested: Arc<AtomicUsize>) -> Client {
         Client {
             id,
             number,
@@ -100,6 +109,8 @@ impl Client {
             vacated: Notify::new(),
             place: Mutex::default(),
             outbox: Mutex::default(),
+            congested,
+            drained: Notify::new(),
             outbox_ready: Notify::new(),
         }
     }
@@ -126,6 +137,27 @@ impl Client {
         outbox.queue.retain(|queued| keep && queued.qos != QoS::AtMostOnce);
         outbox.queue.shrink_to_fit();
         outbox.bytes = outbox.queue.iter().map(|queued| queued.message.len()).sum();
+        self.relieve(&mut outbox);
+    }
+
+    fn relieve(&self, outbox: &mut Outbox) {
+        if std::mem::take(&mut outbox.congested) {
+            self.congested.fetch_sub(1, Ordering::Relaxed);
+            self.drained.notify_waiters();
+        }
+    }
+
+    /// Waits until this client is not congested.
+    pub(crate) async fn drained(&self) {
+        let drained = self.drained.notified();
+        if self.is_congested() {
+            drained.await;
+        }
+    }
+
+    /// Whether so much waits for this client that its publishers should wait.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.outbox().congested
     }
 
     /// Asks the connection to end with this reason code.
@@ -164,6 +196,11 @@ impl Client {
         }
         outbox.bytes += size;
         outbox.queue.push_back(queued);
+        let half = outbox.queue.len() > limits.queue_messages / 2 || outbox.bytes > limits.queue_bytes / 2;
+        if half && outbox.connected && !outbox.congested {
+            outbox.congested = true;
+            self.congested.fetch_add(1, Ordering::Relaxed);
+        }
         let wake = outbox.connected && outbox.queue.len() == 1;
         drop(outbox);
         if wake {
@@ -173,7 +210,7 @@ impl Client {
     }
 
     /// Moves waiting messages into `taken` until they make up `bytes`, and no more than `window` at QoS 1 and 2.
-    pub(crate) fn take(&self, taken: &mut Vec<Queued>, bytes: usize, mut window: usize) {
+    pub(crate) fn take(&self, taken: &mut Vec<Queued>, bytes: usize, mut window: usize, limits: &Limits) {
         let mut outbox = self.outbox();
         let mut size = 0;
         while size < bytes
@@ -189,6 +226,9 @@ impl Client {
             taken.extend(outbox.queue.pop_front());
         }
         outbox.bytes -= size;
+        if outbox.queue.len() < limits.queue_messages / 4 && outbox.bytes < limits.queue_bytes / 4 {
+            self.relieve(&mut outbox);
+        }
     }
 }
 
@@ -197,7 +237,8 @@ impl Session {
     pub(crate) fn next_packet_id(&mut self) -> u16 {
         loop {
             self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
-            if !self.inflight.iter().any(|inflight| inflight.packet_id == self.last_packet_id) {
+            let mut used = self.inflight.iter().chain(&self.again);
+            if !used.any(|inflight| inflight.packet_id == self.last_packet_id) {
                 return self.last_packet_id;
             }
         }
@@ -205,16 +246,26 @@ impl Session {
 
     /// PUBACK or PUBCOMP, or PUBREC with an error: the message is done. `false` if its id is unknown.
     pub(crate) fn settle(&mut self, packet_id: u16) -> bool {
-        match self.inflight.iter().position(|inflight| inflight.packet_id == packet_id) {
-            Some(index) => self.inflight.remove(index).is_some(),
-            None => false,
+        for sent in [&mut self.inflight, &mut self.again] {
+            if let Some(index) = sent.iter().position(|inflight| inflight.packet_id == packet_id) {
+                return sent.remove(index).is_some();
+            }
         }
+        false
     }
 
     /// PUBREC: from now on only PUBREL is sent again. `false` if its id is unknown.
     pub(crate) fn released(&mut self, packet_id: u16) -> bool {
-        let found = self.inflight.iter_mut().find(|inflight| inflight.packet_id == packet_id);
+        let mut sent = self.inflight.iter_mut().chain(&mut self.again);
+        let found = sent.find(|inflight| inflight.packet_id == packet_id);
         found.map(|inflight| inflight.queued = None).is_some()
+    }
+
+    /// A new connection: what is in flight is to be sent again (MQTT 4.4), within its own window.
+    pub(crate) fn resume(&mut self) {
+        let rest = std::mem::take(&mut self.again);
+        self.again = std::mem::take(&mut self.inflight);
+        self.again.extend(rest);
     }
 }
 
@@ -243,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_full_outbox_drops_the_oldest_at_qos_0_and_never_one_at_qos_1() {
-        let client = Client::new("a".into(), 1);
+        let client = Client::new("a".into(), 1, Arc::default());
         client.open_outbox();
         let limits = limits(2);
         assert_eq!(client.push(queued(QoS::AtMostOnce, "1"), &limits), Pushed::Queued);
@@ -252,14 +303,14 @@ mod tests {
         assert_eq!(client.push(queued(QoS::AtMostOnce, "4"), &limits), Pushed::Dropped);
         assert_eq!(client.push(queued(QoS::AtLeastOnce, "5"), &limits), Pushed::Overflow);
         let mut taken = Vec::new();
-        client.take(&mut taken, usize::MAX, 10);
+        client.take(&mut taken, usize::MAX, 10, &limits);
         let payloads: Vec<_> = taken.iter().map(|queued| queued.message.payload()).collect();
         assert_eq!(payloads, [b"2", b"3"]);
     }
 
     #[test]
     fn an_absent_client_keeps_only_what_is_above_qos_0() {
-        let client = Client::new("a".into(), 1);
+        let client = Client::new("a".into(), 1, Arc::default());
         client.open_outbox();
         client.push(queued(QoS::AtMostOnce, "1"), &limits(9));
         client.push(queued(QoS::AtLeastOnce, "2"), &limits(9));
@@ -271,14 +322,34 @@ mod tests {
 
     #[test]
     fn the_window_holds_back_qos_1_in_order() {
-        let client = Client::new("a".into(), 1);
+        let client = Client::new("a".into(), 1, Arc::default());
         client.open_outbox();
         for payload in ["1", "2", "3"] {
             client.push(queued(QoS::AtLeastOnce, payload), &limits(9));
         }
         let mut taken = Vec::new();
-        client.take(&mut taken, usize::MAX, 2);
+        client.take(&mut taken, usize::MAX, 2, &limits(9));
         assert_eq!((taken.len(), client.outbox().queue.len()), (2, 1));
+    }
+
+    #[test]
+    fn a_half_full_outbox_is_congested_until_it_is_a_quarter_full() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let client = Client::new("a".into(), 1, Arc::clone(&count));
+        client.open_outbox();
+        let limits = limits(8);
+        let mut taken = Vec::new();
+        let mut states = Vec::new();
+        for _ in 0..5 {
+            client.push(queued(QoS::AtLeastOnce, "x"), &limits);
+            states.push(client.is_congested());
+        }
+        for _ in 0..4 {
+            client.take(&mut taken, 1, 9, &limits);
+            states.push(client.is_congested());
+        }
+        assert_eq!(states, [false, false, false, false, true, true, true, true, false]);
+        assert_eq!(count.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub struct Limits {
     pub queue_messages: usize,
     /// Bytes that wait for one client.
     pub queue_bytes: usize,
+    /// What happens to publishers at QoS 1 and 2 of a subscriber that is half way to these two limits.
+    pub slow_subscriber: SlowSubscriber,
     /// Retained messages.
     pub retained_messages: usize,
     /// Retained messages that one client may add.
@@ -73,6 +75,16 @@ pub struct Limits {
     /// How long a session is kept.
     #[serde(with = "humantime_serde")]
     pub session_expiry: Duration,
+}
+
+/// What a subscriber at QoS 1 and 2 that takes less than is published for it leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlowSubscriber {
+    /// Its publishers are acknowledged later, for as long as `write_timeout` at most; then as below.
+    Hold,
+    /// Its publishers go on; it is disconnected and its session ends when it is full.
+    Cut,
 }
 
 /// How much the router holds between clients: a reader that is behind by more holds its publishers back.
@@ -126,6 +138,7 @@ impl Default for Limits {
             inflight: 256,
             queue_messages: 100_000,
             queue_bytes: 16 * 1024 * 1024,
+            slow_subscriber: SlowSubscriber::Hold,
             retained_messages: 100_000,
             retained_messages_per_client: 20_000,
             retained_bytes: 64 * 1024 * 1024,

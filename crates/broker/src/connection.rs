@@ -146,7 +146,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
 
     /// Serves the client until it goes or must go; then gives up its place, with its will if the standard says so.
     pub(crate) async fn run(mut self) -> End {
-        self.resend();
+        self.attachment.session.resume();
         let end = match self.serve().await {
             Ok(never) => match never {},
             Err(end) => end,
@@ -373,11 +373,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         };
         let message = Message::new(parts, self.hub.clock);
         let to_front = publish.retain || self.hub.has_subscribers(publish.topic, &mut self.known_topics);
-        if self.hub.router.try_accept(&message, to_front)? {
+        let hold = self.hub.should_hold(publish.topic, qos);
+        if !hold && self.hub.router.try_accept(&message, to_front)? {
             self.acknowledge(qos, packet_id);
         } else {
             let hub = Arc::clone(&self.hub);
-            let until = Box::pin(async move { hub.router.accept(message, to_front).await });
+            let until = Box::pin(async move {
+                if hold {
+                    hub.uncongested(message.topic()).await;
+                }
+                hub.router.accept(message, to_front).await
+            });
             self.held = Some(Held { until, then: Then::Acknowledge { qos, packet_id } });
         }
         Ok(())
@@ -455,29 +461,39 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Err(End::Disconnected)
     }
 
-    /// Sends again what an earlier connection of the session left unacknowledged (MQTT 4.4).
+    /// Sends again what an earlier connection of the session left unacknowledged (MQTT 4.4), while there is room.
     fn resend(&mut self) {
-        let Connection { attachment, hub, settings, output, .. } = self;
-        for inflight in &attachment.session.inflight {
+        let Connection { attachment, hub, settings, output, written, .. } = self;
+        let session = &mut attachment.session;
+        while session.inflight.len() < usize::from(settings.window)
+            && output.len() - *written < CHUNK
+            && let Some(inflight) = session.again.pop_front()
+        {
             match &inflight.queued {
                 Some(queued) => {
                     // A message that expired meanwhile is sent all the same: its first sending had begun before.
                     let expiry = queued.message.expiry(hub.clock).unwrap_or(Some(0));
                     let delivered = Delivered { dup: true, ..delivered(queued, inflight.packet_id, expiry) };
+                    if delivered.encoded_length(settings.version) > settings.packet_bytes_max {
+                        Stats::add(&hub.stats.dropped_too_large, 1);
+                        continue;
+                    }
                     encode_publish(output, settings.version, &delivered);
                 }
                 None => encode_ack(output, settings.version, 0x62, inflight.packet_id, reason::SUCCESS),
             }
+            session.inflight.push_back(inflight);
         }
     }
 
     /// Encodes waiting messages while there is room.
     fn fill(&mut self) {
+        self.resend();
         let room = CHUNK.saturating_sub(self.output.len() - self.written);
         let window = usize::from(self.settings.window).saturating_sub(self.attachment.session.inflight.len());
         if room > 0 {
             let mut taken = std::mem::take(&mut self.taken);
-            self.attachment.client.take(&mut taken, room, window);
+            self.attachment.client.take(&mut taken, room, window, &self.hub.limits);
             for queued in taken.drain(..) {
                 self.send(queued);
             }

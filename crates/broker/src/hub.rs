@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use crate::access::Access;
 use crate::client::{Client, Pushed, Queued, Session};
 use crate::codec::{QoS, RetainHandling, reason};
-use crate::config::Limits;
+use crate::config::{Limits, SlowSubscriber};
 use crate::message::{Clock, Message, Parts};
 use crate::retained::Retained;
 use crate::router::{Reader, Router, RouterStopped};
@@ -39,6 +39,8 @@ pub(crate) struct Hub {
     due: Mutex<BTreeMap<(Instant, u64), Arc<Client>>>,
     due_changed: Notify,
     last_number: AtomicU64,
+    /// How many clients are congested: while it is 0, no publisher has to look whether its subscribers are.
+    congested: Arc<AtomicUsize>,
     /// Sessions kept for clients that are away.
     away: AtomicUsize,
     slow_readers: Throttle,
@@ -85,6 +87,7 @@ impl Hub {
             due: Mutex::default(),
             due_changed: Notify::new(),
             last_number: AtomicU64::new(0),
+            congested: Arc::default(),
             away: AtomicUsize::new(0),
             slow_readers: Throttle::default(),
             refusals: Throttle::default(),
@@ -236,7 +239,7 @@ impl Hub {
 
     async fn publish_will(&self, will: Message) -> Result<(), RouterStopped> {
         Stats::add(&self.stats.wills, 1);
-        self.router.accept(will, true).await
+        self.router.accept(will.sent(self.clock), true).await
     }
 
     fn schedule(&self, at: Instant, client: &Arc<Client>) {
@@ -321,7 +324,7 @@ impl Hub {
         if let Some(client) = clients.get(client_id) {
             return Arc::clone(client);
         }
-        let client = Arc::new(Client::new(client_id.into(), self.next_number()));
+        let client = Arc::new(Client::new(client_id.into(), self.next_number(), Arc::clone(&self.congested)));
         clients.insert(client_id.into(), Arc::clone(&client));
         client
     }
@@ -466,6 +469,29 @@ impl Hub {
             known.insert(topic.into(), (generation, wanted));
         }
         wanted
+    }
+
+    /// Whether a publisher on `topic` at this QoS should wait because a subscriber is congested.
+    pub(crate) fn should_hold(&self, topic: &str, qos: QoS) -> bool {
+        qos != QoS::AtMostOnce
+            && self.congested.load(Ordering::Relaxed) > 0
+            && self.limits.slow_subscriber == SlowSubscriber::Hold
+            && lock(&self.table).subscriptions.congested_recipient(topic).is_some()
+    }
+
+    /// Waits until no subscriber to `topic` is congested, or one has had the time in which it must take something.
+    pub(crate) async fn uncongested(&self, topic: &str) {
+        Stats::add(&self.stats.publishers_held, 1);
+        let all = async {
+            loop {
+                let congested = lock(&self.table).subscriptions.congested_recipient(topic);
+                match congested {
+                    Some(client) => client.drained().await,
+                    None => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(self.limits.write_timeout, all).await;
     }
 
     /// Asks every connection to end.

@@ -18,6 +18,9 @@ mod client;
 mod codec;
 mod config;
 mod connection;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hub;
 mod link;
 mod message;
@@ -36,7 +39,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 pub use codec::QoS;
-pub use config::{BrokerConfig, ConfigError, Limits, Listener, RouterConfig};
+pub use config::{BrokerConfig, ConfigError, Limits, Listener, RouterConfig, SlowSubscriber};
 pub use link::{Delivery, LinkReceiver, LinkSender, Outgoing};
 pub use router::RouterStopped;
 pub use stats::Stats;

@@ -51,7 +51,23 @@ impl Clock {
 impl Message {
     /// Packs a message. The topic has at most 65,535 bytes, as MQTT's length field ensures.
     pub(crate) fn new(parts: Parts<'_>, clock: Clock) -> Message {
-        let deadline = parts.expiry.map_or(0, |seconds| clock.millis() + 1000 * u64::from(seconds));
+        Message::pack(parts, clock.millis())
+    }
+
+    /// Packs a message whose time begins with [`Message::sent`]: a will (MQTT 5 3.1.3.2.4).
+    pub(crate) fn unsent(parts: Parts<'_>) -> Message {
+        Message::pack(parts, 0)
+    }
+
+    /// An unsent message as it is published now.
+    pub(crate) fn sent(self, clock: Clock) -> Message {
+        let mut wire = self.0.to_vec();
+        wire[9..17].copy_from_slice(&(self.number(9) + clock.millis()).to_be_bytes());
+        Message(wire.into())
+    }
+
+    fn pack(parts: Parts<'_>, now: u64) -> Message {
+        let deadline = parts.expiry.map_or(0, |seconds| now + 1000 * u64::from(seconds));
         let mut wire = Vec::with_capacity(HEADER + parts.topic.len() + parts.properties.len() + parts.payload.len());
         wire.push(
             parts.qos as u8 | if parts.retain { RETAIN } else { 0 } | if parts.expiry.is_some() { 0x08 } else { 0 },
@@ -167,6 +183,8 @@ mod tests {
         assert_eq!(message.expiry(clock), Ok(Some(10)));
         let expired = Message::new(Parts { expiry: Some(0), ..parts }, clock);
         assert_eq!(expired.expiry(clock), Err(Expired));
+        let clock = Clock(Instant::now() - Duration::from_secs(5));
+        assert_eq!(Message::unsent(parts).sent(clock).expiry(clock), Ok(Some(10)));
         assert!(Message::from_wire(Bytes::from_static(&[0xff; HEADER])).is_none());
         assert!(Message::from_wire(Bytes::new()).is_none());
     }

@@ -306,7 +306,7 @@ async fn welcome(
         Ok(attachment) => attachment,
         Err(code) => return refuse(code),
     };
-    attachment.will = connect.will.as_ref().map(|will| will_of(hub, &attachment, will));
+    attachment.will = connect.will.as_ref().map(|will| will_of(&attachment, will));
     let mut connack = Vec::new();
     let answer = ConnAck {
         session_present: attachment.present,
@@ -327,7 +327,7 @@ async fn welcome(
     Ok(Ok(Box::new(Welcomed { attachment, settings, connack, used })))
 }
 
-fn will_of(hub: &Hub, attachment: &Attachment, will: &Will<'_>) -> (Duration, Message) {
+fn will_of(attachment: &Attachment, will: &Will<'_>) -> (Duration, Message) {
     let parts = Parts {
         topic: will.topic,
         payload: will.payload,
@@ -337,7 +337,7 @@ fn will_of(hub: &Hub, attachment: &Attachment, will: &Will<'_>) -> (Duration, Me
         expiry: will.properties.expiry,
         properties: &will.properties.passed,
     };
-    (Duration::from_secs(u64::from(will.delay)), Message::new(parts, hub.clock))
+    (Duration::from_secs(u64::from(will.delay)), Message::unsent(parts))
 }
 
 async fn refuse(hub: &Hub, refusal: Refusal, write: &mut (impl AsyncWrite + Unpin)) {

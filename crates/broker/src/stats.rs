@@ -71,6 +71,8 @@ stats! {
     throttled,
     /// Times a publisher had to wait because a reader of the router was behind.
     credit_waits,
+    /// Messages at QoS 1 and 2 acknowledged later because a subscriber to them was slow.
+    publishers_held,
     /// Messages that the router lost. Never anything but 0: credit makes it impossible.
     router_gaps,
     /// Sessions that exist now, of connected and absent clients.

@@ -94,6 +94,14 @@ impl Subscriptions {
         found.iter().any(|subscriptions| !subscriptions.is_empty())
     }
 
+    /// A client that gets messages on `topic` at QoS 1 or 2 and is congested.
+    pub(crate) fn congested_recipient(&self, topic: &str) -> Option<Arc<Client>> {
+        let mut found = Vec::new();
+        collect(&self.root, Some(topic), !topic.starts_with('$'), &mut found);
+        let mut above_0 = found.into_iter().flatten().filter(|(_, wish)| wish.options.qos != QoS::AtMostOnce);
+        above_0.find(|(client, _)| client.is_congested()).map(|(client, _)| Arc::clone(client))
+    }
+
     /// Hands every client that gets a message on `topic` to `each`. `publisher` is left out where it asked for no local
     /// copies (MQTT 5 3.8.3.1).
     pub(crate) fn recipients<'a>(&'a self, topic: &str, publisher: u64, mut each: impl FnMut(Recipient<'a>)) {
@@ -181,7 +189,7 @@ mod tests {
     #[test]
     fn overlapping_filters_deliver_once_at_the_highest_qos_with_every_id() {
         let mut tree = Subscriptions::default();
-        let client = Arc::new(Client::new("a".into(), 1));
+        let client = Arc::new(Client::new("a".into(), 1, Arc::default()));
         tree.insert("a/#", &client, wish(QoS::AtMostOnce, Some(5)));
         tree.insert("a/+", &client, wish(QoS::ExactlyOnce, Some(6)));
         let mut seen = Vec::new();
@@ -193,7 +201,7 @@ mod tests {
     #[test]
     fn no_local_leaves_the_publisher_out() {
         let mut tree = Subscriptions::default();
-        let client = Arc::new(Client::new("a".into(), 1));
+        let client = Arc::new(Client::new("a".into(), 1, Arc::default()));
         let mut wish = wish(QoS::AtMostOnce, None);
         wish.options.no_local = true;
         tree.insert("a", &client, wish);
@@ -213,7 +221,7 @@ mod tests {
             removed in 0usize..12,
         ) {
             let mut tree = Subscriptions::default();
-            let clients: Vec<_> = (0..filters.len()).map(|n| Arc::new(Client::new("c".into(), n as u64 + 1))).collect();
+            let clients: Vec<_> = (0..filters.len()).map(|n| Arc::new(Client::new("c".into(), n as u64 + 1, Arc::default()))).collect();
             for (filter, client) in filters.iter().zip(&clients) {
                 tree.insert(filter, client, wish(QoS::AtMostOnce, None));
             }

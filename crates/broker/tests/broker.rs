@@ -356,8 +356,6 @@ async fn the_sys_tree_tells_about_the_broker_and_stays_out_of_wildcards() {
     everything.nothing().await;
 }
 
-/// The raw bytes that end rumqttd's own server or router.
-/// More than the router's log holds, read late: publishers wait, nothing is lost, the others' order stands.
 #[tokio::test]
 async fn the_link_speaks_and_hears_with_mqtt_5_request_and_response() {
     let (broker, sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["ask/+".into()]).await;

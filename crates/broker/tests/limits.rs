@@ -7,6 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{BOTH, Hello, Raw, TestBroker, framed, lasting, patient, text, until};
+use rpicluster_broker::SlowSubscriber;
 
 #[tokio::test]
 async fn limits_cut_only_whom_they_concern() {
@@ -102,6 +103,7 @@ async fn too_many_subscriptions_retained_messages_or_user_properties_are_refused
     assert_eq!(publisher.packet().await, (0xe0, vec![0x97]));
 }
 
+/// The raw bytes that end rumqttd's own server or router.
 #[tokio::test]
 async fn what_kills_stock_rumqttd_is_harmless() {
     let (broker, _sender, mut receiver) = TestBroker::start_with_link(|_| {}, vec!["t/#".into()]).await;
@@ -164,6 +166,41 @@ async fn what_kills_stock_rumqttd_is_harmless() {
 }
 
 #[tokio::test]
+async fn publishers_of_a_slow_subscriber_are_acknowledged_later_and_nothing_is_lost() {
+    let broker = TestBroker::start(|config| {
+        config.limits.queue_messages = 200;
+        // What is on its way through the router still has to fit.
+        config.limits.packet_bytes = 1024;
+        config.router.segment_bytes = 2048;
+        config.router.segment_count = 2;
+    })
+    .await;
+    let mut subscriber = Raw::connect(&broker, false, "s").await;
+    subscriber.subscribe("t", 1).await;
+    let mut publisher = Raw::connect(&broker, false, "p").await;
+    let mut bystander = Raw::connect(&broker, false, "b").await;
+    let count = 600;
+    for number in 1..=count {
+        publisher.publish("t", &number.to_string(), 1, false, number).await;
+    }
+    // More than the window and half the queue: the rest is not acknowledged yet, and nobody else waits for that.
+    until(|| broker.stat("publishers_held") > 0).await;
+    bystander.publish("other", "x", 1, false, 1).await;
+    assert_eq!(bystander.packet().await.0, 0x40);
+    for number in 1..=count {
+        let message = subscriber.message().await;
+        assert_eq!(message.payload, number.to_string());
+        let id = message.packet_id.to_be_bytes();
+        subscriber.send(&[0x40, 2, id[0], id[1]]).await;
+    }
+    for number in 1..=count {
+        assert_eq!(publisher.packet().await, (0x40, number.to_be_bytes().to_vec()));
+    }
+    assert_eq!((broker.stat("queue_overflows"), broker.stat("dropped_slow_reader")), (0, 0));
+}
+
+/// More than the router's log holds, read late: publishers wait, nothing is lost, the others' order stands.
+#[tokio::test]
 async fn credit_holds_publishers_back_and_loses_nothing() {
     let (broker, _sender, mut receiver) = TestBroker::start_with_link(
         |config| {
@@ -180,7 +217,7 @@ async fn credit_holds_publishers_back_and_loses_nothing() {
         .map(|(topic, client_id)| {
             let address = broker.address;
             tokio::spawn(async move {
-                let mut client = Raw { stream: tokio::net::TcpStream::connect(address).await.unwrap(), v5: false };
+                let mut client = Raw::open_address(address, false).await;
                 client.send(&Hello { client_id, ..Hello::default() }.bytes(false)).await;
                 client.packet().await;
                 for number in 0..count {
@@ -232,7 +269,11 @@ async fn a_reader_that_stops_loses_qos_0_counted_and_delays_nobody() {
 #[tokio::test]
 async fn a_session_that_cannot_hold_qos_1_ends_so_that_its_client_learns_of_the_gap() {
     for connected in BOTH {
-        let broker = TestBroker::start(|config| config.limits.queue_messages = 10).await;
+        let broker = TestBroker::start(|config| {
+            config.limits.queue_messages = 10;
+            config.limits.slow_subscriber = SlowSubscriber::Cut;
+        })
+        .await;
         let (mut subscriber, _) = Raw::hello(&broker, true, lasting("s", true)).await;
         subscriber.subscribe("t", 1).await;
         let mut kept = Some(subscriber);

@@ -133,7 +133,7 @@ fn will<'a>(body: &mut Reader<'a>, rules: Rules, flags: u8) -> Result<Option<Wil
         Version::V4 => (PublishProperties::default(), 0),
         Version::V5 => properties::read_publish(body, true, rules.user_properties_max)?,
     };
-    let topic = topic_name(body)?;
+    let topic = topic_name(body.text()?)?;
     let payload = body.binary()?;
     Ok(Some(Will { topic, payload, qos, retain, delay, properties }))
 }
@@ -170,23 +170,25 @@ fn publish(mut body: Reader<'_>, flags: u8, rules: Rules) -> Result<Publish<'_>,
     if dup && qos == QoS::AtMostOnce {
         return Err(CodecError::Malformed("DUP at QoS 0"));
     }
-    let mut alias_possible = body;
-    let topic = match topic_name(&mut body) {
-        // An empty topic is how a topic alias is used, and none is offered (MQTT 5 3.3.2.3.4).
-        Err(_) if rules.version == Version::V5 && alias_possible.u16() == Ok(0) => return Err(CodecError::TopicAlias),
-        other => other?,
+    let topic = match body.text()? {
+        // It stands for a topic alias (MQTT 5 3.3.2.3.4); none is offered, and the properties are refused below.
+        "" if rules.version == Version::V5 => "",
+        topic => topic_name(topic)?,
     };
     let packet_id = if qos == QoS::AtMostOnce { 0 } else { body.packet_id()? };
     let properties = match rules.version {
         Version::V4 => PublishProperties::default(),
         Version::V5 => properties::read_publish(&mut body, false, rules.user_properties_max)?.0,
     };
+    if topic.is_empty() {
+        return Err(CodecError::Protocol("topic name is empty and there is no topic alias"));
+    }
     Ok(Publish { dup, qos, retain: flags & 0x01 != 0, topic, packet_id, properties, payload: body.rest() })
 }
 
 /// A topic name: not empty and without wildcards (MQTT 4.7.1.1, 4.7.3-1).
-fn topic_name<'a>(body: &mut Reader<'a>) -> Result<&'a str, CodecError> {
-    match body.text()? {
+fn topic_name(text: &str) -> Result<&str, CodecError> {
+    match text {
         "" => Err(CodecError::Malformed("topic name is empty")),
         topic if topic.contains(['+', '#']) => Err(CodecError::Malformed("topic name contains a wildcard")),
         topic => Ok(topic),

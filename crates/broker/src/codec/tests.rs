@@ -118,7 +118,10 @@ fn mqtt_5_2_2_2_properties_are_checked() {
     assert_eq!(publish(b"\x0b\x01"), Err(CodecError::Malformed("property not allowed in this packet")));
     assert_eq!(publish(b"\x08\x00\x01#"), Err(CodecError::Protocol("response topic is not a topic name")));
     assert!(publish(b"\x03\x00\x09t").is_err(), "text longer than the block");
-    assert!(packet(b"\x30\x04\x00\x00\x03\x23", Version::V5) == Err(CodecError::TopicAlias), "empty topic is an alias");
+    let by_alias = b"\x30\x06\x00\x00\x03\x23\x00\x01";
+    assert_eq!(packet(by_alias, Version::V5), Err(CodecError::TopicAlias));
+    let without_alias = packet(b"\x30\x03\x00\x00\x00", Version::V5);
+    assert!(matches!(without_alias, Err(CodecError::Protocol(_))), "{without_alias:?}");
 }
 
 #[test]

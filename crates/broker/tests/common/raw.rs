@@ -1,5 +1,6 @@
 //! A client that speaks bytes, so that tests see exactly what goes over the wire.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,6 +24,8 @@ impl Listens for TestBroker {
 pub struct Raw {
     pub stream: TcpStream,
     pub v5: bool,
+    /// Packets that came before one that was awaited.
+    early: VecDeque<(u8, Vec<u8>)>,
 }
 
 /// A CONNECT to be adjusted.
@@ -114,9 +117,14 @@ fn block(properties: &[u8]) -> Vec<u8> {
 
 impl Raw {
     pub async fn open(broker: &impl Listens, v5: bool) -> Raw {
-        let stream = TcpStream::connect(broker.address()).await.unwrap();
+        Raw::open_address(broker.address(), v5).await
+    }
+
+    /// As [`Raw::open`], for a task that cannot borrow the broker.
+    pub async fn open_address(address: SocketAddr, v5: bool) -> Raw {
+        let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Raw { stream, v5 }
+        Raw { stream, v5, early: VecDeque::new() }
     }
 
     /// Sends a CONNECT; the answer may be a refusal.
@@ -149,6 +157,13 @@ impl Raw {
 
     /// The next packet, or `None` at the end of the connection.
     pub async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+        match self.early.pop_front() {
+            Some(packet) => Some(packet),
+            None => self.read().await,
+        }
+    }
+
+    async fn read(&mut self) -> Option<(u8, Vec<u8>)> {
         let first = self.stream.read_u8().await.ok()?;
         let mut length = 0usize;
         for shift in 0..4 {
@@ -321,7 +336,7 @@ impl Raw {
         Message { topic, payload, qos, retain: first & 1 == 1, dup: first & 8 == 8, packet_id, properties }
     }
 
-    /// Awaits a PUBLISH and completes its exchange.
+    /// Awaits a PUBLISH and completes its exchange; what comes in between waits.
     pub async fn take(&mut self) -> Message {
         let message = self.message().await;
         match message.qos {
@@ -329,7 +344,14 @@ impl Raw {
             1 => self.respond(PUBACK, message.packet_id).await,
             _ => {
                 self.respond(PUBREC, message.packet_id).await;
-                self.acked(PUBREL, message.packet_id).await;
+                let [high, low] = message.packet_id.to_be_bytes();
+                loop {
+                    let packet = patient(self.read()).await.expect("the broker closed the connection");
+                    if packet == (PUBREL, vec![high, low]) {
+                        break;
+                    }
+                    self.early.push_back(packet);
+                }
                 self.respond(PUBCOMP, message.packet_id).await;
             }
         }
