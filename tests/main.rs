@@ -13,12 +13,18 @@ mod cli;
 mod demo;
 /// What is no message, and who floods: answered, counted, and nobody else's problem.
 mod hostile;
+/// Subscribers that are stopped and peers that are killed under full load: what was accepted arrives, or is counted.
+mod no_loss;
+/// A master that has no more file descriptors.
+mod open_files;
 /// Processes that are killed, stopped or restarted: who is seen online and offline, and how soon.
 mod presence;
 /// The same through a network that is cut, lossy or resets connections.
 mod presence_network;
 /// Many slaves and many messages: nothing lost, nothing misattributed.
 mod scale;
+/// Strangers that abuse a broker in every way, beside mosquitto: what a bystander notices, and what memory stays.
+mod storm;
 /// Take-overs: an old connection's end never marks the new one offline.
 mod takeover;
 /// Rules of the repository that no compiler checks.

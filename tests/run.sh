@@ -11,6 +11,7 @@ install_packages() {
         # Administrators' programs may lie outside of a user's PATH.
         PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
     done
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} -gt 0 ] || return 0
     local root=()
     [ "$(id -u)" -eq 0 ] || root=(sudo)
@@ -19,12 +20,26 @@ install_packages() {
     "${install[@]}" "${missing[@]}" || { "${root[@]}" apt-get update && "${install[@]}" "${missing[@]}"; }
 }
 
+# The Python clients that crates/broker/tests/foreign.rs drives, in a virtual environment outside of the tree.
+install_clients() {
+    local wanted=crates/broker/tests/foreign/requirements.txt
+    local folder="${XDG_CACHE_HOME:-$HOME/.cache}/rpicluster-tests"
+    if [ -x "$folder/bin/python" ] && cmp -s "$wanted" "$folder/requirements.txt"; then
+        return 0
+    fi
+    echo "tests/run.sh: installing Python clients in $folder"
+    python3 -m venv --clear "$folder"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted"
+    cp "$wanted" "$folder/requirements.txt"
+}
+
 step() {
     echo "tests/run.sh: $*"
     "$@"
 }
 
 install_packages
+install_clients
 export PATH="$PATH:/usr/sbin:/sbin"
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the integration tests at full length with a release build, and appends what was measured to docs/measured.md.
+# Runs the integration tests at full length with a release build, then each fuzz target for FUZZ (7m by default), and appends
+# what was measured to docs/measured.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export SOAK="${SOAK:-30s}"
@@ -7,6 +8,7 @@ export SOAK="${SOAK:-30s}"
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
 cargo test --release --locked -p rpicluster --test integration -- --nocapture "$@" | tee "$log"
+FUZZ="${FUZZ:-7m}" tests/fuzz.sh 2>&1 | tee -a "$log"
 
 commit="$(git rev-parse --short=12 HEAD)"
 [ -z "$(git status --porcelain --untracked-files=no)" ] || commit="$commit with changes"

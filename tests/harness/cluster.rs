@@ -51,10 +51,20 @@ impl Cluster {
         Cluster::at(Place::Here, own_address(), config)
     }
 
+    /// A master whose `broker.toml` is `broker`.
+    pub(crate) fn with_broker(broker: &str) -> Cluster {
+        Cluster::configured(Place::Here, own_address(), "", broker)
+    }
+
     /// The same at an address of a network namespace.
     pub(crate) fn at(place: Place, address: IpAddr, config: &str) -> Cluster {
+        Cluster::configured(place, address, config, "")
+    }
+
+    fn configured(place: Place, address: IpAddr, config: &str, broker: &str) -> Cluster {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("rpicluster.toml"), config).unwrap();
+        fs::write(folder.path().join("broker.toml"), broker).unwrap();
         let any = SocketAddr::new(address, 0);
         let (master, mqtt, http) = start_master(&place, folder.path(), any, any);
         Cluster { master, mqtt, http, place, folder }
@@ -146,6 +156,12 @@ impl Cluster {
         self.view(id)["counters"][name].as_u64().unwrap_or_default()
     }
 
+    /// A counter or gauge of the broker.
+    pub(crate) fn broker(&self, name: &str) -> u64 {
+        let status = self.get("/api/v1/status");
+        status["broker"][name].as_u64().unwrap_or_else(|| panic!("the broker counts no {name}: {status}"))
+    }
+
     /// Where the master runs.
     pub(crate) fn place(&self) -> &Place {
         &self.place
@@ -166,7 +182,7 @@ fn start_master(place: &Place, folder: &Path, mqtt: SocketAddr, http: SocketAddr
 }
 
 /// A loopback address of this test alone: a port that a killed master leaves is still free when it starts again.
-fn own_address() -> IpAddr {
+pub(super) fn own_address() -> IpAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let [process, high, low] = [std::process::id() % 250 + 1, number / 250, number % 250 + 1];

@@ -9,5 +9,5 @@ mod wait;
 
 pub(crate) use cluster::{Cluster, rpicluster};
 pub(crate) use faults::Place;
-pub(crate) use process::{Finished, Process, descendants, is_running, run};
+pub(crate) use process::{Finished, Process, descendants, is_running, raise_open_files, run};
 pub(crate) use wait::{PATIENCE, figure, heavy, soak, timed, wait_for, wait_until, within};

@@ -1,16 +1,48 @@
-//! Debian's MQTT clients: what a stranger sees.
+//! Debian's MQTT clients: what a stranger sees. And its broker, to compare with.
 
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, own_address};
 use super::process::{Finished, Process, run};
 use super::wait::{wait_for, wait_until};
 
 /// A subscriber ends by itself after this, should its test be killed.
 const LIFE_MAX: Duration = Duration::from_secs(600);
+
+/// Debian's broker, with its own defaults.
+pub(crate) struct Broker {
+    /// Its process.
+    pub(crate) process: Process,
+    /// Where MQTT is spoken.
+    pub(crate) mqtt: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Broker {
+    /// Starts it and waits until it listens.
+    pub(crate) fn start() -> Broker {
+        let program = "/usr/sbin/mosquitto";
+        assert!(fs::exists(program).unwrap(), "{program} is missing: install the Debian package mosquitto");
+        // It cannot choose a port itself; on an address of its own nobody takes the free one meanwhile.
+        let mqtt = TcpListener::bind((own_address(), 0)).unwrap().local_addr().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("mosquitto.conf");
+        let lines =
+            [&format!("listener {} {}", mqtt.port(), mqtt.ip()), "allow_anonymous true", "set_tcp_nodelay true"];
+        fs::write(&config, lines.join("\n")).unwrap();
+        let mut command = Command::new(program);
+        command.arg("-c").arg(&config);
+        let process = Process::start("mosquitto", command);
+        wait_until("mosquitto listens", || TcpStream::connect(mqtt).is_ok());
+        Broker { process, mqtt, _folder: folder }
+    }
+}
 
 /// A running `mosquitto_sub`.
 pub(crate) struct Subscriber(Process);

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
+/// What acknowledges a PINGREQ, in the place of a packet id.
+const PINGED: u16 = 0;
+
 /// A connected client without keep alive. Dropped, its connection closes without DISCONNECT.
 pub(crate) struct Client {
     stream: TcpStream,
@@ -30,41 +33,66 @@ pub(crate) struct Message {
 impl Client {
     /// Connects with a clean session; the will, topic and payload, is retained.
     pub(crate) fn connect(broker: SocketAddr, id: &str, will: Option<(&str, &str)>) -> io::Result<Client> {
+        Client::greet(broker, &connect(id, true, will)).map(|(client, _)| client)
+    }
+
+    /// Connects to a session that outlives its connections; whether it was there before.
+    pub(crate) fn resume(broker: SocketAddr, id: &str) -> io::Result<(Client, bool)> {
+        Client::greet(broker, &connect(id, false, None))
+    }
+
+    fn greet(broker: SocketAddr, hello: &[u8]) -> io::Result<(Client, bool)> {
         let stream = TcpStream::connect(broker)?;
         stream.set_nodelay(true)?;
         let mut client =
             Client { stream, input: Vec::new(), messages: VecDeque::new(), acknowledged: VecDeque::new(), next_id: 0 };
-        let clean = 0x02;
-        let flags = if will.is_some() { clean | 0x04 | 0x08 | 0x20 } else { clean };
-        let mut body = [text("MQTT"), vec![4, flags, 0, 0], text(id)].concat();
-        if let Some((topic, payload)) = will {
-            body.extend([text(topic), text(payload)].concat());
-        }
-        client.write(0x10, &body)?;
+        client.write(hello)?;
         let (_, connack) = client.packet(Instant::now() + PATIENCE)?.ok_or(ErrorKind::TimedOut)?;
-        if connack.get(1) != Some(&0) {
-            return Err(io::Error::other(format!("CONNACK {connack:?}")));
+        match connack[..] {
+            [present, 0] => Ok((client, present == 1)),
+            _ => Err(io::Error::other(format!("CONNACK {connack:?}"))),
         }
-        Ok(client)
     }
 
     /// Publishes at QoS 0.
     pub(crate) fn send(&mut self, topic: &str, payload: &[u8]) -> io::Result<()> {
-        self.write(0x30, &[text(topic), payload.to_vec()].concat())
+        self.write(&publish(topic, payload, false, 0))
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Waits until the broker has read everything that was sent.
+    pub(crate) fn ping(&mut self) -> io::Result<()> {
+        self.write(&[0xc0, 0])?;
+        self.wait_for_acknowledgement(PINGED)
+    }
+
+    /// Reads until something is acknowledged that was published at QoS 1; its packet id.
+    pub(crate) fn next_acknowledgement(&mut self) -> io::Result<u16> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(id) = self.acknowledged.pop_front() {
+                return Ok(id);
+            }
+            let packet = self.packet(until)?.ok_or(ErrorKind::TimedOut)?;
+            self.take(packet)?;
+        }
     }
 
     /// Publishes at QoS 1 and waits for the acknowledgement.
     pub(crate) fn publish(&mut self, topic: &str, payload: &[u8], retain: bool) -> io::Result<()> {
         let id = self.new_id();
-        let header = if retain { 0x33 } else { 0x32 };
-        self.write(header, &[text(topic), id.to_be_bytes().to_vec(), payload.to_vec()].concat())?;
+        self.write(&publish(topic, payload, retain, id))?;
         self.wait_for_acknowledgement(id)
     }
 
     /// Subscribes at QoS 1 and waits for the acknowledgement.
     pub(crate) fn subscribe(&mut self, filter: &str) -> io::Result<()> {
         let id = self.new_id();
-        self.write(0x82, &[id.to_be_bytes().to_vec(), text(filter), vec![1]].concat())?;
+        self.write(&subscribe(&[filter], 1, id))?;
         self.wait_for_acknowledgement(id)
     }
 
@@ -80,7 +108,7 @@ impl Client {
 
     /// Says goodbye: the will is discarded.
     pub(crate) fn disconnect(mut self) -> io::Result<()> {
-        self.write(0xe0, &[])?;
+        self.write(&[0xe0, 0])?;
         self.stream.shutdown(Shutdown::Write)
     }
 
@@ -99,38 +127,38 @@ impl Client {
         Ok(())
     }
 
-    fn take(&mut self, (header, body): (u8, Vec<u8>)) -> io::Result<()> {
-        match header >> 4 {
-            3 => {
-                let (topic, mut rest) = split_text(&body).ok_or(ErrorKind::InvalidData)?;
-                if header & 0x06 != 0 {
-                    let (id, payload) = rest.split_at_checked(2).ok_or(ErrorKind::InvalidData)?;
-                    self.write(0x40, id)?;
-                    rest = payload;
-                }
-                let topic = String::from_utf8_lossy(topic).into_owned();
-                self.messages.push_back(Message { topic, payload: rest.to_vec(), retain: header & 1 == 1 });
+    /// Takes in what comes within `limit`, each message handed to `record` before it is acknowledged.
+    pub(crate) fn record(&mut self, limit: Duration, mut record: impl FnMut(&Message)) -> io::Result<()> {
+        let until = Instant::now() + limit;
+        while let Some((header, body)) = self.packet(until)? {
+            if header >> 4 != 3 {
+                self.take((header, body))?;
+                continue;
             }
-            // PUBACK and SUBACK.
-            4 | 9 if body.len() >= 2 => self.acknowledged.push_back(u16::from_be_bytes([body[0], body[1]])),
-            _ => {}
+            let (message, id) = split_publish(header, &body).ok_or(ErrorKind::InvalidData)?;
+            record(&message);
+            if let Some(id) = id {
+                self.write(&framed(0x40, &id))?;
+            }
         }
         Ok(())
     }
 
-    fn write(&mut self, header: u8, body: &[u8]) -> io::Result<()> {
-        let mut packet = vec![header];
-        let mut length = body.len();
-        loop {
-            let more = length > 127;
-            packet.push((length % 128) as u8 | if more { 0x80 } else { 0 });
-            length /= 128;
-            if !more {
-                break;
+    fn take(&mut self, (header, body): (u8, Vec<u8>)) -> io::Result<()> {
+        match header >> 4 {
+            3 => {
+                let (message, id) = split_publish(header, &body).ok_or(ErrorKind::InvalidData)?;
+                if let Some(id) = id {
+                    self.write(&framed(0x40, &id))?;
+                }
+                self.messages.push_back(message);
             }
+            // PUBACK and SUBACK.
+            4 | 9 if body.len() >= 2 => self.acknowledged.push_back(u16::from_be_bytes([body[0], body[1]])),
+            13 => self.acknowledged.push_back(PINGED),
+            _ => {}
         }
-        packet.extend(body);
-        self.stream.write_all(&packet)
+        Ok(())
     }
 
     /// The next packet, or nothing if `until` comes first.
@@ -156,6 +184,47 @@ impl Client {
     }
 }
 
+/// A CONNECT without keep alive; the will, topic and payload, is retained.
+pub(crate) fn connect(id: &str, clean: bool, will: Option<(&str, &str)>) -> Vec<u8> {
+    let flags = u8::from(clean) << 1 | if will.is_some() { 0x04 | 0x08 | 0x20 } else { 0 };
+    let mut body = [text("MQTT"), vec![4, flags, 0, 0], text(id)].concat();
+    if let Some((topic, payload)) = will {
+        body.extend([text(topic), text(payload)].concat());
+    }
+    framed(0x10, &body)
+}
+
+/// A PUBLISH at QoS 1, or at QoS 0 if its id is 0.
+pub(crate) fn publish(topic: &str, payload: &[u8], retain: bool, id: u16) -> Vec<u8> {
+    let mut body = text(topic);
+    if id != 0 {
+        body.extend(id.to_be_bytes());
+    }
+    body.extend(payload);
+    framed(0x30 | u8::from(id != 0) << 1 | u8::from(retain), &body)
+}
+
+/// A SUBSCRIBE to all these filters.
+pub(crate) fn subscribe(filters: &[&str], qos: u8, id: u16) -> Vec<u8> {
+    let filters = filters.iter().flat_map(|filter| [text(filter), vec![qos]].concat());
+    framed(0x82, &id.to_be_bytes().into_iter().chain(filters).collect::<Vec<u8>>())
+}
+
+fn framed(header: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![header];
+    let mut length = body.len();
+    loop {
+        let more = length > 127;
+        packet.push((length % 128) as u8 | if more { 0x80 } else { 0 });
+        length /= 128;
+        if !more {
+            break;
+        }
+    }
+    packet.extend(body);
+    packet
+}
+
 fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u16).to_be_bytes(), text.as_bytes()].concat()
 }
@@ -163,6 +232,18 @@ fn text(text: &str) -> Vec<u8> {
 fn split_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk()?;
     rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
+}
+
+/// A PUBLISH, and its packet id if it is at QoS 1.
+fn split_publish(header: u8, body: &[u8]) -> Option<(Message, Option<[u8; 2]>)> {
+    let (topic, mut payload) = split_text(body)?;
+    let mut id = None;
+    if header & 0x06 != 0 {
+        let (first, rest) = payload.split_first_chunk()?;
+        (id, payload) = (Some(*first), rest);
+    }
+    let topic = String::from_utf8_lossy(topic).into_owned();
+    Some((Message { topic, payload: payload.to_vec(), retain: header & 1 == 1 }, id))
 }
 
 /// Header, body and length of the first packet, if it is complete.

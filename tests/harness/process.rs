@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, test_kill_process};
 
 use super::wait::{wait_for, within};
 use super::{PATIENCE, wait_until};
@@ -67,9 +67,26 @@ impl Process {
         Process { name: name.to_owned(), child, lines, readers }
     }
 
+    /// The same, with each line of its standard output given to `sink` instead of being kept.
+    pub(crate) fn start_into(name: &str, mut command: Command, sink: impl FnMut(&str) + Send + 'static) -> Process {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let lines = Arc::default();
+        let out = read_lines(child.stdout.take().unwrap(), sink);
+        let readers = vec![out, keep_lines(child.stderr.take().unwrap(), Source::Err, &lines)];
+        Process { name: name.to_owned(), child, lines, readers }
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The memory that it holds now (resident set), in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        1024 * line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
     }
 
     /// The lines that it has printed to standard output so far.
@@ -146,6 +163,16 @@ impl Drop for Process {
     }
 }
 
+/// Lets this process, and those that it starts later, hold as many sockets as the system allows.
+pub(crate) fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    assert!(
+        maximum.is_none_or(|maximum| maximum >= 4_096),
+        "thousands of sockets need more open files: ulimit -Hn 4096"
+    );
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
+
 /// Whether a process with this id exists and is no zombie.
 pub(crate) fn is_running(process: u32) -> bool {
     test_kill_process(pid(process)).is_ok() && stat(process).is_some_and(|(state, _)| state != 'Z')
@@ -182,12 +209,18 @@ fn pid(process: u32) -> Pid {
 
 fn keep_lines(stream: impl Read + Send + 'static, source: Source, lines: &Arc<Mutex<Vec<Line>>>) -> JoinHandle<()> {
     let lines = Arc::clone(lines);
+    read_lines(stream, move |text| {
+        let line = Line { source, text: text.to_owned() };
+        lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    })
+}
+
+fn read_lines(stream: impl Read + Send + 'static, mut sink: impl FnMut(&str) + Send + 'static) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut stream = BufReader::new(stream);
         let mut bytes = Vec::new();
         while stream.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
-            let text = String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned();
-            lines.lock().unwrap_or_else(PoisonError::into_inner).push(Line { source, text });
+            sink(String::from_utf8_lossy(&bytes).trim_end_matches('\n'));
             bytes.clear();
         }
     })

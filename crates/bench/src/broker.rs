@@ -37,29 +37,27 @@ fn brokers() -> Result<Vec<Broker>> {
 }
 
 /// Measures all of it.
-pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
+pub(crate) fn measure(figures: &mut Figures, only: &str) -> Result<()> {
+    let mut compare = |name: &str, unit, run: &dyn Fn(&Broker) -> Result<f64>| {
+        if name.contains(only) { compare(figures, name, unit, run) } else { Ok(()) }
+    };
     for qos in [0, 1] {
         for publishers in [1, 10, 100, 1_000] {
             let name = format!("fan-in {publishers} to 1, QoS {qos}");
-            compare(figures, &name, "msg/s", |broker| fan_in(broker.address, publishers, qos))?;
+            compare(&name, "msg/s", &|broker| fan_in(broker.address, publishers, qos))?;
         }
     }
-    compare(figures, "fan-out 1 to 1,000, QoS 0", "msg/s", |broker| fan_out(broker.address))?;
-    compare(figures, "connect and disconnect", "1/s", |broker| connects(broker.address))?;
+    compare("fan-out 1 to 1,000, QoS 0", "msg/s", &|broker| fan_out(broker.address))?;
+    compare("connect and disconnect", "1/s", &|broker| connects(broker.address))?;
     for connections in [1_000, 5_000, 10_000] {
         let name = format!("memory a connection, {connections} idle with a filter");
-        compare(figures, &name, "kB", |broker| idle(broker, connections))?;
+        compare(&name, "kB", &|broker| idle(broker, connections))?;
     }
     Ok(())
 }
 
 /// Runs each round against a fresh process of each broker. A run that lost messages is left out and said so.
-fn compare(
-    figures: &mut Figures,
-    name: &str,
-    unit: &'static str,
-    mut run: impl FnMut(&Broker) -> Result<f64>,
-) -> Result<()> {
+fn compare(figures: &mut Figures, name: &str, unit: &'static str, run: &dyn Fn(&Broker) -> Result<f64>) -> Result<()> {
     let mut results: Vec<(&'static str, Vec<f64>)> = Vec::new();
     for _ in 0..ROUNDS {
         for broker in brokers()? {

@@ -39,13 +39,16 @@ struct Arguments {
     /// What to measure
     #[arg(default_value = "all")]
     what: What,
+    /// Of the broker's figures, only those whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
     /// Be the stock server of rumqttd on this address
     #[arg(long, hide = true)]
     serve_stock_rumqttd: Option<SocketAddr>,
 }
 
 fn main() -> Result<()> {
-    let Arguments { what, serve_stock_rumqttd } = Arguments::parse();
+    let Arguments { what, only, serve_stock_rumqttd } = Arguments::parse();
     peers::raise_open_files()?;
     if let Some(address) = serve_stock_rumqttd {
         return peers::serve_stock(address);
@@ -62,7 +65,7 @@ fn main() -> Result<()> {
         scale::measure(&mut figures)?;
     }
     if matches!(what, What::All | What::Broker) {
-        broker::measure(&mut figures)?;
+        broker::measure(&mut figures, &only)?;
     }
     figures.table();
     Ok(())

@@ -8,10 +8,8 @@ use crate::message::{Clock, Message, Parts};
 use crate::topic::{is_valid_filter, matches};
 
 const PACKET_BYTES_MAX: usize = 64 * 1024;
-const RULES: [Rules; 2] = [
-    Rules { version: Version::V4, user_properties_max: 8 },
-    Rules { version: Version::V5, user_properties_max: 8 },
-];
+const RULES: [Rules; 2] =
+    [Rules { version: Version::V4, user_properties_max: 8 }, Rules { version: Version::V5, user_properties_max: 8 }];
 
 /// Takes bytes as a client's, of either version, and checks that whatever the broker can encode means the same again.
 ///
@@ -87,7 +85,8 @@ fn same_publish(publish: &Publish<'_>, rules: Rules) {
     assert_eq!(bytes.len(), delivered.encoded_length(rules.version));
     assert_eq!(decoded(&bytes, rules), Packet::Publish(Publish { properties: publish.properties.clone(), ..*publish }));
     // What a reply is built from lies within the block.
-    let found = find_response_topic(properties).map_or(0, str::len) + find_correlation_data(properties).map_or(0, <[u8]>::len);
+    let found =
+        find_response_topic(properties).map_or(0, str::len) + find_correlation_data(properties).map_or(0, <[u8]>::len);
     assert!(found <= properties.len());
 }
 

@@ -255,12 +255,12 @@ impl Hub {
         loop {
             let client = self.client(arrival.client_id);
             let gate = client.gate.lock().await;
-            if !self.is_known(&client) {
-                // It was forgotten while this connection waited.
-                continue;
-            }
             if tokio::time::timeout(EVICTION_TIMEOUT, self.evict(&client)).await.is_err() {
                 return Ok(Err(reason::SERVER_BUSY));
+            }
+            if !self.is_known(&client) {
+                // It was forgotten while this connection waited, or as the one before left nothing behind.
+                continue;
             }
             self.publish_old_will(&client, arrival.clean_start).await?;
             // From here on nothing is awaited: a newcomer that gives up must not take the session with it.

@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use crate::config::Limits;
 use crate::message::Message;
-use crate::topic::{literal_prefix, matches};
+use crate::topic::{Standing, literal_prefix, standing};
 
 /// The last retained message of each topic.
 #[derive(Debug, Default)]
@@ -52,14 +52,21 @@ impl Retained {
         }
     }
 
-    /// Every retained message whose topic matches `filter`.
+    /// Every retained message whose topic matches `filter`, in the order of their topics.
     pub(crate) fn matching<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> + 'a {
-        let prefix = literal_prefix(filter);
-        self.messages
-            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
-            .take_while(move |(topic, _)| topic.starts_with(prefix))
-            .filter(move |(topic, _)| matches(filter, topic))
-            .map(|(_, message)| message)
+        let from = |start: &str| self.messages.range::<str, _>((Bound::Included(start), Bound::Unbounded));
+        let mut rest = from(literal_prefix(filter));
+        std::iter::from_fn(move || {
+            loop {
+                let (topic, message) = rest.next()?;
+                match standing(filter, topic) {
+                    Standing::Matches => return Some(message),
+                    Standing::Differs => {}
+                    Standing::NothingBefore(next) => rest = from(&next),
+                    Standing::NothingAfter => return None,
+                }
+            }
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -69,9 +76,12 @@ impl Retained {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::codec::QoS;
     use crate::message::{Clock, Parts};
+    use crate::topic::matches;
 
     fn message(topic: &str, payload: &str) -> Message {
         let parts = Parts {
@@ -122,5 +132,21 @@ mod tests {
         assert!(!retained.store(&message("d", "1"), &limits));
         assert!(retained.store(&message("b", ""), &limits));
         assert!(retained.store(&message("d", "1"), &limits));
+    }
+    proptest! {
+        /// The search that leaves out what cannot match finds what the plain definition finds.
+        #[test]
+        fn matching_finds_what_the_standard_says(
+            filter in "(([ab!0$]|[+]|){1}(/([ab!0]{1,2}|[+]|)){0,4}(/#)?)|#",
+            names in proptest::collection::vec("[ab$]?[!0]?(/[ab!0]{0,2}){0,5}", 1..40),
+        ) {
+            let mut retained = Retained::default();
+            for name in names.iter().filter(|name| !name.is_empty()) {
+                retained.store(&message(name, "x"), &Limits::default());
+            }
+            let mut expected: Vec<String> = retained.messages.keys().map(|topic| topic.to_string()).collect();
+            expected.retain(|topic| matches(&filter, topic));
+            prop_assert_eq!(topics(&retained, &filter), expected, "{}", filter);
+        }
     }
 }

@@ -147,6 +147,10 @@ async fn serve_client(hub: Arc<Hub>, stream: TcpStream) -> Result<(), RouterStop
             Stats::add(&hub.stats.protocol_errors, 1);
             debug!(client = ?client_id, %error, "client broke the standard");
         }
+        End::Closed(code @ (reason::RECEIVE_MAXIMUM_EXCEEDED | reason::PROTOCOL_ERROR)) => {
+            Stats::add(&hub.stats.protocol_errors, 1);
+            debug!(client = ?client_id, code, "client broke the standard");
+        }
         End::Router(stopped) => return Err(stopped),
         end => debug!(client = ?client_id, reason = %end, "client disconnected"),
     }

@@ -46,6 +46,59 @@ pub(crate) fn literal_prefix(filter: &str) -> &str {
     filter[..end].trim_end_matches('/')
 }
 
+/// How a topic stands to a filter, among topics in the order of their bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The filter matches it.
+    Matches,
+    /// The filter does not match it, which says nothing about the next one.
+    Differs,
+    /// No topic from this one on to that text, exclusive, matches.
+    NothingBefore(String),
+    /// Neither does any after it.
+    NothingAfter,
+}
+
+/// Compares a topic with a filter, so that a search in the order of bytes can leave out what cannot match: a filter that
+/// begins with `+` is not compared with every topic there is.
+pub(crate) fn standing(filter: &str, topic: &str) -> Standing {
+    // The first byte after '/': no topic below another one reaches it.
+    const AFTER_SLASH: &str = "0";
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return Standing::NothingBefore("%".to_owned());
+    }
+    // The end, within the topic, of what the last `+` stood for.
+    let mut last_wildcard = None;
+    let exhausted = |last_wildcard: Option<usize>| {
+        last_wildcard
+            .map_or(Standing::NothingAfter, |end| Standing::NothingBefore([&topic[..end], AFTER_SLASH].concat()))
+    };
+    let mut at = 0;
+    for wanted in filter.split('/') {
+        if wanted == "#" {
+            return Standing::Matches;
+        }
+        if at > topic.len() {
+            // The topic ends where the filter goes on.
+            return Standing::Differs;
+        }
+        let level = topic[at..].split('/').next().unwrap_or_default();
+        if wanted == "+" {
+            last_wildcard = Some(at + level.len());
+        } else if level != wanted {
+            let exact = [&topic[..at], wanted].concat();
+            let below = [exact.as_str(), "/"].concat();
+            return match topic {
+                topic if topic < exact.as_str() => Standing::NothingBefore(exact),
+                topic if topic < below.as_str() => Standing::NothingBefore(below),
+                _ => exhausted(last_wildcard),
+            };
+        }
+        at += level.len() + 1;
+    }
+    if at > topic.len() { Standing::Matches } else { exhausted(last_wildcard.max(Some(at - 1))) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
