@@ -168,27 +168,27 @@ fn a_hundred_busy_slaves_lose_nothing() {
             ended.unwrap();
         }
     });
-    wait_until("everything has arrived", || {
+    // Vitals go on meanwhile: both sides are read until they are seen to agree, which they never do if a message was lost.
+    let mut handled = 0;
+    wait_until("each message has arrived, once and under its own id", || {
+        let statuses: Vec<_> = fleet.members.iter().map(|member| member.status.borrow().clone()).collect();
         let views = views(&cluster);
-        fleet.members.iter().all(|member| {
+        handled = 0;
+        fleet.members.iter().zip(&statuses).all(|(member, status)| {
             let counters = &views[member.id.as_str()]["counters"];
-            counters["received"].as_u64() >= Some(member.status.borrow().sent)
-                && counters["handled"].as_u64().unwrap() + counters["shed"].as_u64().unwrap()
-                    >= counters["received"].as_u64().unwrap()
+            let count = |name: &str| counters[name].as_u64().unwrap();
+            handled += count("handled");
+            (count("received"), count("handled")) == (status.sent, status.sent)
         })
     });
     let took = started.elapsed();
     let views = views(&cluster);
-    let mut handled = 0;
     for (extra, member) in fleet.members.iter().enumerate() {
         let counters = &views[member.id.as_str()]["counters"];
-        let count = |name: &str| counters[name].as_u64().unwrap();
         let status = member.status.borrow().clone();
         assert!(status.sent >= (rounds + extra) as u64, "{status:?}");
         assert_eq!((status.shed, status.reconnects), (0, 0), "{status:?}");
-        assert_eq!(count("received"), status.sent, "{}: each message under its own id", member.id);
-        assert_eq!((count("handled"), count("shed"), count("bad_messages")), (status.sent, 0, 0), "{}", member.id);
-        handled += count("handled");
+        assert_eq!((&counters["shed"], &counters["bad_messages"]), (&0.into(), &0.into()), "{}", member.id);
     }
     let broker = &cluster.get("/api/v1/status")["broker"];
     assert_eq!((&broker["router_gaps"], &broker["dropped_slow_reader"]), (&0.into(), &0.into()), "{broker}");
