@@ -11,7 +11,7 @@ export PATH="$PWD/target/tools/bin:$PATH"
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz --root target/tools
 
 # Bytes of a committed corpus, and of one of its inputs.
-corpus_bytes_max=80000
+corpus_bytes_max=40000
 input_bytes_max=1200
 fuzz="${FUZZ:-20s}"
 case "$fuzz" in

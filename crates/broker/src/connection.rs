@@ -170,6 +170,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         drop(attachment);
         if let Some(code) = code {
             encode_disconnect(&mut output, settings.version, code);
+        }
+        // Who left right after a packet still gets the answer to it.
+        if code.is_some() || matches!(end, End::Disconnected | End::DisconnectedWithWill) {
             let farewell = async {
                 write.write_all(&output[written..]).await?;
                 write.shutdown().await

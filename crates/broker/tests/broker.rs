@@ -426,3 +426,18 @@ async fn stopping_tells_every_client_and_publishes_no_will() {
     let heard = tokio::time::timeout(Duration::from_millis(50), receiver.recv()).await;
     assert!(heard.is_err(), "{heard:?}");
 }
+
+#[tokio::test]
+async fn a_client_that_says_everything_at_once_and_leaves_gets_its_answers() {
+    let broker = TestBroker::start(|_| {}).await;
+    for v5 in BOTH {
+        let mut raw = Raw::open(&broker, v5).await;
+        let publish = [&text("t")[..], &[0, 7], if v5 { &[0] } else { &[] }].concat();
+        let all = [Hello::default().bytes(v5), framed(0x32, &publish), vec![0xe0, 0]].concat();
+        raw.send(&all).await;
+        // MQTT 3.1.4-4: a CONNECT is acknowledged.
+        assert_eq!(raw.connack().await.code, 0);
+        assert_eq!(raw.packet().await, (0x40, vec![0, 7]));
+        assert_eq!(raw.ended().await, None, "a goodbye is not answered");
+    }
+}
