@@ -42,6 +42,8 @@ pub(crate) struct Place {
     pub(crate) expires: Option<Instant>,
     /// The will of the last connection and when it is due.
     pub(crate) will: Option<(Instant, Message)>,
+    /// When the hub looks at this client: the earlier of these two.
+    pub(crate) scheduled: Option<Instant>,
 }
 
 /// A session's state (MQTT 3.1.2.4) without its queue. A connection owns it while it lasts.

@@ -147,10 +147,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     /// Serves the client until it goes or must go; then gives up its place, with its will if the standard says so.
     pub(crate) async fn run(mut self) -> End {
         self.attachment.session.resume();
-        let end = match self.serve().await {
+        let mut end = match self.serve().await {
             Ok(never) => match never {},
             Err(end) => end,
         };
+        // What was read goes on its way, also that of a client that is gone by now.
+        if end == End::Closed(reason::SESSION_TAKEN_OVER) || self.held.is_some() {
+            end = self.drain().await.err().unwrap_or(end);
+        }
+        if matches!(self.held, Some(Held { then: Then::Acknowledge { .. }, .. })) {
+            Stats::add(&self.hub.stats.dropped_unaccepted, 1);
+        }
+        if matches!(end, End::Closed(_)) {
+            self.fill();
+        }
         let (code, keeps_will) = match end {
             End::Disconnected => (None, false),
             End::DisconnectedWithWill | End::Lost | End::Stalled => (None, true),
@@ -195,10 +205,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                 Event::Settled(result) => self.on_settled(result)?,
                 Event::Outbox => {
                     if let Some(code) = self.attachment.client.closing() {
-                        if code == reason::SESSION_TAKEN_OVER {
-                            self.drain().await?;
-                        }
-                        self.fill();
                         return Err(End::Closed(code));
                     }
                 }
@@ -528,7 +534,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         }
     }
 
-    /// Handles what had arrived before the connection was taken over.
+    /// Handles what had arrived before the connection ended.
     async fn drain(&mut self) -> Result<(), End> {
         let rest = async {
             loop {

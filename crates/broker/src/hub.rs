@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::access::Access;
-use crate::client::{Client, Pushed, Queued, Session};
+use crate::client::{Client, Place, Pushed, Queued, Session};
 use crate::codec::{QoS, RetainHandling, reason};
 use crate::config::{Limits, SlowSubscriber};
 use crate::message::{Clock, Message, Parts};
@@ -152,12 +152,18 @@ impl Hub {
         for client in overflowed {
             Stats::add(&self.stats.queue_overflows, 1);
             client.close(reason::QUOTA_EXCEEDED);
-            let session = client.place().session.take();
+            let session = {
+                let mut place = client.place();
+                place.expires = None;
+                self.schedule(&client, &mut place);
+                place.session.take()
+            };
             if let Some(session) = session {
                 // Nobody is connected: the session ends here, so that its owner learns of the gap at the next CONNACK.
                 client.close_outbox(false);
                 self.away.fetch_sub(1, Ordering::Relaxed);
                 self.end_session(table, &client, &session);
+                self.forget_if_done(&client);
             }
         }
         count
@@ -192,16 +198,11 @@ impl Hub {
     /// Publishes wills and ends sessions when their time comes, for ever.
     pub(crate) async fn watch_deadlines(&self) -> Result<Infallible, RouterStopped> {
         loop {
-            let first = lock(&self.due).first_key_value().map(|((at, _), _)| *at);
+            let first = lock(&self.due).first_key_value().map(|((at, _), client)| (*at, Arc::clone(client)));
             let now = Instant::now();
             match first {
-                Some(at) if at <= now => {
-                    let client = lock(&self.due).pop_first().map(|(_, client)| client);
-                    if let Some(client) = client {
-                        self.settle(&client).await?;
-                    }
-                }
-                Some(at) => {
+                Some((at, client)) if at <= now => self.settle(&client).await?,
+                Some((at, _)) => {
                     tokio::select! {
                         () = tokio::time::sleep_until(at.into()) => {}
                         () = self.due_changed.notified() => {}
@@ -222,7 +223,8 @@ impl Hub {
                 return Ok(());
             }
             let will = place.will.take_if(|(due, _)| *due <= now);
-            let expired = place.expires.is_some_and(|expires| expires <= now);
+            let expired = place.expires.take_if(|expires| *expires <= now).is_some();
+            self.schedule(client, &mut place);
             (will, if expired { place.session.take() } else { None })
         };
         if let Some((_, will)) = will {
@@ -242,8 +244,21 @@ impl Hub {
         self.router.accept(will.sent(self.clock), true).await
     }
 
-    fn schedule(&self, at: Instant, client: &Arc<Client>) {
-        lock(&self.due).insert((at, client.number), Arc::clone(client));
+    /// Notes when a client that is away needs attention next: one entry a client, and none for one that needs none.
+    fn schedule(&self, client: &Arc<Client>, place: &mut Place) {
+        let next = place.will.as_ref().map(|(due, _)| *due).into_iter().chain(place.expires).min();
+        if place.scheduled == next {
+            return;
+        }
+        let mut due = lock(&self.due);
+        if let Some(at) = place.scheduled {
+            due.remove(&(at, client.number));
+        }
+        if let Some(at) = next {
+            due.insert((at, client.number), Arc::clone(client));
+        }
+        Stats::set(&self.stats.deadlines_now, due.len() as u64);
+        place.scheduled = next;
         self.due_changed.notify_one();
     }
 
@@ -267,6 +282,7 @@ impl Hub {
             let kept = {
                 let mut place = client.place();
                 place.expires = None;
+                self.schedule(&client, &mut place);
                 place.session.take()
             };
             if kept.is_some() {
@@ -524,15 +540,13 @@ impl Drop for Attachment {
             will.take().map(|(delay, will)| (now + if keep { delay.min(lifetime) } else { Duration::ZERO }, will));
         let expires = keep.then(|| now + lifetime);
         debug!(client = ?client.id, keep, will = will.is_some(), "client left");
-        for at in will.as_ref().map(|(due, _)| *due).into_iter().chain(expires) {
-            hub.schedule(at, client);
-        }
         {
             let mut place = client.place();
             place.connected = false;
             place.session = keep.then_some(session);
             place.expires = expires;
             place.will = will;
+            hub.schedule(client, &mut place);
         }
         hub.forget_if_done(client);
         client.vacated.notify_one();

@@ -63,6 +63,8 @@ stats! {
     dropped_too_large,
     /// Retained messages not kept because of the limits.
     dropped_retained,
+    /// Messages read and not acknowledged, whose publisher left before there was room for them.
+    dropped_unaccepted,
     /// Messages that access rules kept from being published.
     publishes_refused,
     /// Subscriptions refused by access rules or limits.
@@ -77,6 +79,8 @@ stats! {
     router_gaps,
     /// Sessions that exist now, of connected and absent clients.
     sessions_now,
+    /// Absent clients whose will or whose session's end is awaited now.
+    deadlines_now,
     /// Sessions ended early because there were too many.
     sessions_evicted,
     /// Subscriptions that exist now.

@@ -19,6 +19,7 @@ pub(crate) fn report(stats: &Stats, uptime: Duration) -> Vec<(&'static str, Stri
         &stats.dropped_expired,
         &stats.dropped_too_large,
         &stats.dropped_retained,
+        &stats.dropped_unaccepted,
         &stats.publishes_refused,
     ]
     .into_iter()

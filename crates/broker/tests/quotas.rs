@@ -216,3 +216,24 @@ async fn a_client_that_sends_too_many_bytes_is_read_more_slowly_and_loses_nothin
     }
     assert!(broker.stat("throttled") > 0);
 }
+
+#[tokio::test]
+async fn what_is_awaited_of_absent_clients_does_not_grow_with_their_comings_and_goings() {
+    let broker = TestBroker::start(|_| {}).await;
+    for v5 in BOTH {
+        for number in 0..50 {
+            // One name that comes back and comes back, and ever new names that come once more to leave nothing.
+            let name: &'static str = Box::leak(format!("passer-{number}").into());
+            for client_id in ["regular", name] {
+                let (client, _) = Raw::hello(&broker, v5, lasting(client_id, v5)).await;
+                client.lose().await;
+                until(|| broker.stat("connections_now") == 0).await;
+            }
+            let (client, present) = Raw::hello(&broker, v5, Hello { client_id: name, ..Hello::default() }).await;
+            assert!(!present, "its session ends with a clean start");
+            client.leave().await;
+            until(|| broker.stat("connections_now") == 0).await;
+        }
+        assert_eq!(broker.stat("deadlines_now"), 1, "the regular's session");
+    }
+}
