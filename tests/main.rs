@@ -13,6 +13,8 @@ mod cli;
 mod demo;
 /// What is no message, and who floods: answered, counted, and nobody else's problem.
 mod hostile;
+/// Subscribers that are stopped and peers that are killed under full load: what was accepted arrives, or is counted.
+mod no_loss;
 /// A master that has no more file descriptors.
 mod open_files;
 /// Processes that are killed, stopped or restarted: who is seen online and offline, and how soon.

@@ -51,6 +51,11 @@ impl Cluster {
         Cluster::at(Place::Here, own_address(), config)
     }
 
+    /// A master whose `broker.toml` is `broker`.
+    pub(crate) fn with_broker(broker: &str) -> Cluster {
+        Cluster::configured(Place::Here, own_address(), "", broker)
+    }
+
     /// The same at an address of a network namespace.
     pub(crate) fn at(place: Place, address: IpAddr, config: &str) -> Cluster {
         Cluster::configured(place, address, config, "")

@@ -36,6 +36,11 @@ impl Client {
         Client::greet(broker, &connect(id, true, will)).map(|(client, _)| client)
     }
 
+    /// Connects to a session that outlives its connections; whether it was there before.
+    pub(crate) fn resume(broker: SocketAddr, id: &str) -> io::Result<(Client, bool)> {
+        Client::greet(broker, &connect(id, false, None))
+    }
+
     fn greet(broker: SocketAddr, hello: &[u8]) -> io::Result<(Client, bool)> {
         let stream = TcpStream::connect(broker)?;
         stream.set_nodelay(true)?;
@@ -119,6 +124,23 @@ impl Client {
             self.take(packet)?;
         }
         self.acknowledged.retain(|known| *known != id);
+        Ok(())
+    }
+
+    /// Takes in what comes within `limit`, each message handed to `record` before it is acknowledged.
+    pub(crate) fn record(&mut self, limit: Duration, mut record: impl FnMut(&Message)) -> io::Result<()> {
+        let until = Instant::now() + limit;
+        while let Some((header, body)) = self.packet(until)? {
+            if header >> 4 != 3 {
+                self.take((header, body))?;
+                continue;
+            }
+            let (message, id) = split_publish(header, &body).ok_or(ErrorKind::InvalidData)?;
+            record(&message);
+            if let Some(id) = id {
+                self.write(&framed(0x40, &id))?;
+            }
+        }
         Ok(())
     }
 

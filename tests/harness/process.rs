@@ -67,6 +67,16 @@ impl Process {
         Process { name: name.to_owned(), child, lines, readers }
     }
 
+    /// The same, with each line of its standard output given to `sink` instead of being kept.
+    pub(crate) fn start_into(name: &str, mut command: Command, sink: impl FnMut(&str) + Send + 'static) -> Process {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let lines = Arc::default();
+        let out = read_lines(child.stdout.take().unwrap(), sink);
+        let readers = vec![out, keep_lines(child.stderr.take().unwrap(), Source::Err, &lines)];
+        Process { name: name.to_owned(), child, lines, readers }
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

@@ -147,13 +147,14 @@ impl Router {
         Stats::add(&self.stats.credit_waits, 1);
         let to_link = self.is_for_link(&message);
         let cost = cost(&message);
-        // Always in this order, so that nobody waits for somebody who waits for him.
-        if to_front {
-            self.front.bytes.acquire_many(cost).await.map_err(|_| RouterStopped)?.forget();
+        // Always in this order, so that nobody waits for somebody who waits for him. Who gives up gives back what it had.
+        let mut permits = [None, None];
+        for (permit, (credit, wanted)) in permits.iter_mut().zip([(&self.front, to_front), (&self.link, to_link)]) {
+            if wanted {
+                *permit = Some(credit.bytes.acquire_many(cost).await.map_err(|_| RouterStopped)?);
+            }
         }
-        if to_link {
-            self.link.bytes.acquire_many(cost).await.map_err(|_| RouterStopped)?.forget();
-        }
+        permits.into_iter().flatten().for_each(SemaphorePermit::forget);
         self.append(message, to_front, to_link)
     }
 

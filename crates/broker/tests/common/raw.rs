@@ -210,6 +210,11 @@ impl Raw {
         self.closed().await;
     }
 
+    /// Breaks the connection off, as the end of a process does that had not read everything.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+
     /// A PUBLISH without properties.
     pub async fn publish(&mut self, topic: &str, payload: &str, qos: u8, retain: bool, packet_id: u16) {
         self.publish_flags(topic, payload, qos << 1 | u8::from(retain), packet_id).await;
