@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::codec::{QoS, reason};
+use crate::codec::{CodecError, QoS, reason};
 use crate::config::Limits;
 use crate::message::Message;
 use crate::subscriptions::Wish;
@@ -66,6 +66,17 @@ pub(crate) struct Inflight {
     pub(crate) packet_id: u16,
     /// The message, or `None` once PUBREC came and PUBREL was sent.
     pub(crate) queued: Option<Queued>,
+}
+
+/// What the receiver of a message sends next (MQTT 4.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// PUBACK
+    Acknowledged,
+    /// PUBREC
+    Received,
+    /// PUBCOMP
+    Complete,
 }
 
 /// A message that waits for its receiver.
@@ -234,6 +245,18 @@ impl Client {
     }
 }
 
+impl Inflight {
+    /// The next step of its exchange must be this one.
+    fn check(&self, step: Step) -> Result<(), CodecError> {
+        let next = match &self.queued {
+            Some(queued) if queued.qos == QoS::AtLeastOnce => Step::Acknowledged,
+            Some(_) => Step::Received,
+            None => Step::Complete,
+        };
+        if step == next { Ok(()) } else { Err(CodecError::Protocol("acknowledgement out of turn")) }
+    }
+}
+
 impl Session {
     /// A packet id that is not in use (MQTT 2.3.1). There is one: the window is smaller than the number of ids.
     pub(crate) fn next_packet_id(&mut self) -> u16 {
@@ -246,21 +269,32 @@ impl Session {
         }
     }
 
-    /// PUBACK or PUBCOMP, or PUBREC with an error: the message is done. `false` if its id is unknown.
-    pub(crate) fn settle(&mut self, packet_id: u16) -> bool {
+    /// PUBACK or PUBCOMP, or PUBREC with an error: the message is done. `Ok(false)` if its id is unknown.
+    ///
+    /// # Errors
+    /// If this is not its turn: then nothing has changed.
+    pub(crate) fn settle(&mut self, packet_id: u16, step: Step) -> Result<bool, CodecError> {
         for sent in [&mut self.inflight, &mut self.again] {
             if let Some(index) = sent.iter().position(|inflight| inflight.packet_id == packet_id) {
-                return sent.remove(index).is_some();
+                sent[index].check(step)?;
+                return Ok(sent.remove(index).is_some());
             }
         }
-        false
+        Ok(false)
     }
 
-    /// PUBREC: from now on only PUBREL is sent again. `false` if its id is unknown.
-    pub(crate) fn released(&mut self, packet_id: u16) -> bool {
+    /// PUBREC: from now on only PUBREL is sent again. `Ok(false)` if its id is unknown.
+    ///
+    /// # Errors
+    /// If the message was sent at QoS 1.
+    pub(crate) fn released(&mut self, packet_id: u16) -> Result<bool, CodecError> {
         let mut sent = self.inflight.iter_mut().chain(&mut self.again);
-        let found = sent.find(|inflight| inflight.packet_id == packet_id);
-        found.map(|inflight| inflight.queued = None).is_some()
+        let Some(inflight) = sent.find(|inflight| inflight.packet_id == packet_id) else { return Ok(false) };
+        if inflight.queued.is_some() {
+            inflight.check(Step::Received)?;
+            inflight.queued = None;
+        }
+        Ok(true)
     }
 
     /// A new connection: what is in flight is to be sent again (MQTT 4.4), within its own window.
@@ -359,6 +393,6 @@ mod tests {
         let mut session = Session { last_packet_id: u16::MAX - 1, ..Session::default() };
         session.inflight.push_back(Inflight { packet_id: 1, queued: None });
         assert_eq!([session.next_packet_id(), session.next_packet_id()], [u16::MAX, 2]);
-        assert!(session.settle(1) && !session.settle(1));
+        assert_eq!((session.settle(1, Step::Complete), session.settle(1, Step::Complete)), (Ok(true), Ok(false)));
     }
 }

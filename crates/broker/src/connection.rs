@@ -1,5 +1,7 @@
 //! One client's connection after its CONNECT: bytes in, bytes out, and nothing that waits for somebody else.
 
+mod outgoing;
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,10 +10,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use crate::allowance::Allowance;
-use crate::client::{Inflight, Queued};
+use crate::client::{Queued, Step};
 use crate::codec::{
-    Ack, CodecError, Delivered, Disconnect, PINGRESP, Packet, Publish, QoS, Rules, Subscribe, Unsubscribe, Version,
-    decode, encode_ack, encode_disconnect, encode_publish, encode_suback, encode_unsuback, reason, split_frame,
+    Ack, CodecError, Disconnect, PINGRESP, Packet, Publish, QoS, Rules, Subscribe, Unsubscribe, Version, answer_length,
+    decode, encode_ack, encode_disconnect, encode_suback, encode_unsuback, reason, split_frame,
 };
 use crate::hub::{Attachment, Hub};
 use crate::message::{Message, Parts};
@@ -339,16 +341,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         let version = self.settings.version;
         match packet {
             Packet::Publish(publish) => return self.on_publish(&publish),
-            Packet::PubAck(ack) => drop(self.attachment.session.settle(ack.packet_id)),
-            Packet::PubRec(ack) => self.on_pubrec(ack),
+            Packet::PubAck(ack) => drop(self.attachment.session.settle(ack.packet_id, Step::Acknowledged)?),
+            Packet::PubRec(ack) => self.on_pubrec(ack)?,
             Packet::PubRel(ack) => {
                 let known = self.attachment.session.received.remove(&ack.packet_id);
                 let code = if known { reason::SUCCESS } else { reason::PACKET_ID_NOT_FOUND };
                 encode_ack(&mut self.output, version, 0x70, ack.packet_id, code);
             }
-            Packet::PubComp(ack) => drop(self.attachment.session.settle(ack.packet_id)),
-            Packet::Subscribe(subscribe) => self.on_subscribe(&subscribe),
-            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(&unsubscribe),
+            Packet::PubComp(ack) => drop(self.attachment.session.settle(ack.packet_id, Step::Complete)?),
+            Packet::Subscribe(subscribe) => self.on_subscribe(&subscribe)?,
+            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(&unsubscribe)?,
             Packet::PingReq => self.output.extend(PINGRESP),
             Packet::Disconnect(disconnect) => return self.on_disconnect(&disconnect),
         }
@@ -423,18 +425,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         }
     }
 
-    fn on_pubrec(&mut self, ack: Ack) {
+    fn on_pubrec(&mut self, ack: Ack) -> Result<(), End> {
         let session = &mut self.attachment.session;
         if ack.reason >= 0x80 {
-            session.settle(ack.packet_id);
-            return;
+            session.settle(ack.packet_id, Step::Received)?;
+            return Ok(());
         }
-        let known = session.released(ack.packet_id);
+        let known = session.released(ack.packet_id)?;
         let code = if known { reason::SUCCESS } else { reason::PACKET_ID_NOT_FOUND };
         encode_ack(&mut self.output, self.settings.version, 0x62, ack.packet_id, code);
+        Ok(())
     }
 
-    fn on_subscribe(&mut self, subscribe: &Subscribe<'_>) {
+    fn on_subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), End> {
+        self.check_answer(subscribe.filters.len())?;
         let id = subscribe.subscription_id;
         let filters = subscribe.filters.iter();
         let filters = filters.map(|(filter, options)| ((*filter).to_owned(), Wish { options: *options, id })).collect();
@@ -442,6 +446,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         // A retained message that was published before must come as one.
         let until = Box::pin(async move { hub.router.settled().await });
         self.held = Some(Held { until, then: Then::Subscribe { packet_id: subscribe.packet_id, filters } });
+        Ok(())
     }
 
     fn subscribe(&mut self, packet_id: u16, filters: Vec<(String, Wish)>) {
@@ -450,10 +455,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         encode_suback(&mut self.output, self.settings.version, packet_id, &reasons);
     }
 
-    fn on_unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) {
+    fn on_unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), End> {
+        self.check_answer(unsubscribe.filters.len())?;
         let reasons: Vec<u8> =
             unsubscribe.filters.iter().map(|filter| self.hub.unsubscribe(&mut self.attachment, filter)).collect();
         encode_unsuback(&mut self.output, self.settings.version, unsubscribe.packet_id, &reasons);
+        Ok(())
+    }
+
+    /// Ends the connection, before anything else is done, if the answer to so many filters is longer than the client takes.
+    /// All other answers are as short as the shortest CONNACK, without which there is no connection.
+    fn check_answer(&self, filters: usize) -> Result<(), End> {
+        let fits = answer_length(filters) <= self.settings.packet_bytes_max;
+        if fits { Ok(()) } else { Err(End::Closed(reason::PACKET_TOO_LARGE)) }
     }
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) -> Result<(), End> {
@@ -468,70 +482,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             return Err(End::DisconnectedWithWill);
         }
         Err(End::Disconnected)
-    }
-
-    /// Sends again what an earlier connection of the session left unacknowledged (MQTT 4.4), while there is room.
-    fn resend(&mut self) {
-        let Connection { attachment, hub, settings, output, written, .. } = self;
-        let session = &mut attachment.session;
-        while session.inflight.len() < usize::from(settings.window)
-            && output.len() - *written < CHUNK
-            && let Some(inflight) = session.again.pop_front()
-        {
-            match &inflight.queued {
-                Some(queued) => {
-                    // A message that expired meanwhile is sent all the same: its first sending had begun before.
-                    let expiry = queued.message.expiry(hub.clock).unwrap_or(Some(0));
-                    let delivered = Delivered { dup: true, ..delivered(queued, inflight.packet_id, expiry) };
-                    if delivered.encoded_length(settings.version) > settings.packet_bytes_max {
-                        Stats::add(&hub.stats.dropped_too_large, 1);
-                        continue;
-                    }
-                    encode_publish(output, settings.version, &delivered);
-                }
-                None => encode_ack(output, settings.version, 0x62, inflight.packet_id, reason::SUCCESS),
-            }
-            session.inflight.push_back(inflight);
-        }
-    }
-
-    /// Encodes waiting messages while there is room.
-    fn fill(&mut self) {
-        self.resend();
-        let room = CHUNK.saturating_sub(self.output.len() - self.written);
-        let window = usize::from(self.settings.window).saturating_sub(self.attachment.session.inflight.len());
-        if room > 0 {
-            let mut taken = std::mem::take(&mut self.taken);
-            self.attachment.client.take(&mut taken, room, window, &self.hub.limits);
-            for queued in taken.drain(..) {
-                self.send(queued);
-            }
-            self.taken = if taken.capacity() > 16 { Vec::new() } else { taken };
-        }
-        if self.written < self.output.len() {
-            self.stalled_since.get_or_insert_with(Instant::now);
-        }
-    }
-
-    fn send(&mut self, queued: Queued) {
-        let stats = &self.hub.stats;
-        let Ok(expiry) = queued.message.expiry(self.hub.clock) else {
-            Stats::add(&stats.dropped_expired, 1);
-            return;
-        };
-        let session = &mut self.attachment.session;
-        let packet_id = if queued.qos == QoS::AtMostOnce { 0 } else { session.next_packet_id() };
-        let message = delivered(&queued, packet_id, expiry);
-        // MQTT 5 3.1.2-25: it is then treated as if it had been sent.
-        if message.encoded_length(self.settings.version) > self.settings.packet_bytes_max {
-            Stats::add(&stats.dropped_too_large, 1);
-            return;
-        }
-        encode_publish(&mut self.output, self.settings.version, &message);
-        Stats::add(&stats.messages_sent, 1);
-        if packet_id != 0 {
-            session.inflight.push_back(Inflight { packet_id, queued: Some(queued) });
-        }
     }
 
     /// Handles what had arrived before the connection ended.
@@ -555,20 +505,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             Ok(Err(End::Lost)) | Err(_) => Ok(()),
             Ok(result) => result,
         }
-    }
-}
-
-fn delivered(queued: &Queued, packet_id: u16, expiry: Option<u32>) -> Delivered<'_> {
-    Delivered {
-        topic: queued.message.topic(),
-        payload: queued.message.payload(),
-        qos: queued.qos,
-        retain: queued.retain,
-        dup: false,
-        packet_id,
-        expiry,
-        passed: queued.message.properties(),
-        subscription_ids: &queued.subscription_ids,
     }
 }
 

@@ -14,7 +14,8 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use crate::codec::{
-    CodecError, ConnAck, Connect, QoS, Version, Will, decode_connect, encode_connack, reason, split_frame,
+    CodecError, ConnAck, Connect, QoS, SHORTEST_CONNACK, Version, Will, decode_connect, encode_connack, reason,
+    split_frame,
 };
 use crate::config::Limits;
 use crate::connection::{Connection, End, Settings, read_some};
@@ -283,6 +284,11 @@ async fn welcome(
         Stats::add(&hub.stats.connects_refused, 1);
         Ok(Err(Refusal::Answer(version, code)))
     };
+    let packet_bytes_max = connect.maximum_packet_size as usize;
+    if packet_bytes_max < SHORTEST_CONNACK {
+        Stats::add(&hub.stats.connects_refused, 1);
+        return Ok(Err(Refusal::Silent));
+    }
     if connect.has_authentication_method {
         return refuse(reason::BAD_AUTHENTICATION_METHOD);
     }
@@ -305,6 +311,17 @@ async fn welcome(
     }
     let longest = u32::try_from(hub.limits.session_expiry.as_secs()).unwrap_or(u32::MAX);
     let expiry = connect.session_expiry.min(longest);
+    let answer = ConnAck {
+        session_present: false,
+        reason: reason::SUCCESS,
+        assigned_client_id: assigned.as_deref(),
+        session_expiry: (expiry != connect.session_expiry).then_some(expiry),
+        receive_maximum: hub.limits.inflight,
+        maximum_packet_size: u32::try_from(hub.limits.packet_bytes).unwrap_or(u32::MAX),
+    };
+    if !answer.fits(version, packet_bytes_max) {
+        return refuse(reason::PACKET_TOO_LARGE);
+    }
     let arrival = Arrival { client_id, clean_start: connect.clean_start, expiry };
     let mut attachment = match hub.attach(arrival).await? {
         Ok(attachment) => attachment,
@@ -312,21 +329,13 @@ async fn welcome(
     };
     attachment.will = connect.will.as_ref().map(|will| will_of(&attachment, will));
     let mut connack = Vec::new();
-    let answer = ConnAck {
-        session_present: attachment.present,
-        reason: reason::SUCCESS,
-        assigned_client_id: assigned.as_deref(),
-        session_expiry: (expiry != connect.session_expiry).then_some(expiry),
-        receive_maximum: hub.limits.inflight,
-        maximum_packet_size: u32::try_from(hub.limits.packet_bytes).unwrap_or(u32::MAX),
-    };
-    encode_connack(&mut connack, version, &answer);
+    encode_connack(&mut connack, version, &ConnAck { session_present: attachment.present, ..answer });
     let silence = Duration::from_millis(1500 * u64::from(connect.keep_alive));
     let settings = Settings {
         version,
         silence_max: (connect.keep_alive > 0).then_some(silence),
         window: connect.receive_maximum.min(hub.limits.inflight),
-        packet_bytes_max: connect.maximum_packet_size as usize,
+        packet_bytes_max,
     };
     Ok(Ok(Box::new(Welcomed { attachment, settings, connack, used })))
 }

@@ -3,6 +3,9 @@
 use super::properties::id;
 use super::{QoS, Version, reason};
 
+/// The shortest CONNACK of MQTT 5, and the longest acknowledgement with a reason and no properties.
+pub(crate) const SHORTEST_CONNACK: usize = 5;
+
 /// PINGRESP (MQTT 3.13).
 pub(crate) const PINGRESP: [u8; 2] = [0xd0, 0x00];
 
@@ -70,6 +73,15 @@ pub(crate) fn encode_connack(out: &mut Vec<u8>, version: Version, ack: &ConnAck<
     out.extend([u8::from(ack.session_present), ack.reason]);
     put_variable(out, properties.len());
     out.extend(properties);
+}
+
+impl ConnAck<'_> {
+    /// Whether it is short enough. The standard lets nothing of it be left out: what is missing would be a promise.
+    pub(crate) fn fits(&self, version: Version, packet_bytes_max: usize) -> bool {
+        let mut encoded = Vec::new();
+        encode_connack(&mut encoded, version, self);
+        encoded.len() <= packet_bytes_max
+    }
 }
 
 /// PUBLISH (MQTT 3.3).
@@ -154,6 +166,12 @@ pub(crate) fn encode_unsuback(out: &mut Vec<u8>, version: Version, packet_id: u1
             out.extend(reasons);
         }
     }
+}
+
+/// The length of a SUBACK or UNSUBACK of MQTT 5 with this many reason codes.
+pub(crate) fn answer_length(reasons: usize) -> usize {
+    let length = 3 + reasons;
+    1 + variable_length(length) + length
 }
 
 /// DISCONNECT, which only an MQTT 5 server sends.

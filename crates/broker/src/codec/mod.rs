@@ -12,7 +12,7 @@ mod tests;
 
 pub(crate) use decode::{decode, decode_connect, split_frame};
 pub(crate) use encode::{ConnAck, Delivered, encode_ack, encode_connack, encode_disconnect, encode_publish};
-pub(crate) use encode::{PINGRESP, encode_suback, encode_unsuback};
+pub(crate) use encode::{PINGRESP, SHORTEST_CONNACK, answer_length, encode_suback, encode_unsuback};
 pub(crate) use properties::{PublishProperties, find_correlation_data, find_response_topic, put_correlation_data};
 
 /// Quality of service of a message, its subscription or its delivery (MQTT 4.3).

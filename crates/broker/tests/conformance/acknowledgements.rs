@@ -130,6 +130,36 @@ async fn mqtt_3_5_4_an_unknown_pubrec_is_answered_with_pubrel() {
 }
 
 #[tokio::test]
+async fn mqtt_4_3_an_acknowledgement_out_of_turn_ends_the_connection_and_settles_nothing() {
+    on(&EVERYWHERE, async |target| {
+        let mut publisher = target.connect("p").await;
+        let (mut subscriber, _) = target.connect_lasting("s").await;
+        subscriber.subscribe("t", 2).await;
+        for (qos, wrong) in [(1, PUBREC), (1, PUBCOMP), (2, PUBACK), (2, PUBCOMP)] {
+            publisher.complete("t", "x", qos, false).await;
+            let message = subscriber.message().await;
+            subscriber.respond(wrong, message.packet_id).await;
+            target.cuts(subscriber, &[0x82], &(qos, wrong)).await;
+            (subscriber, _) = target.connect_lasting("s").await;
+            let again = subscriber.take().await;
+            assert_eq!((again.packet_id, again.dup), (message.packet_id, true), "after {wrong:x} at QoS {qos}");
+        }
+        // Of a message that is released, only PUBCOMP is left.
+        publisher.complete("t", "x", 2, false).await;
+        let message = subscriber.message().await;
+        subscriber.respond(PUBREC, message.packet_id).await;
+        subscriber.acked(PUBREL, message.packet_id).await;
+        subscriber.respond(PUBACK, message.packet_id).await;
+        target.cuts(subscriber, &[0x82], &()).await;
+        (subscriber, _) = target.connect_lasting("s").await;
+        subscriber.acked(PUBREL, message.packet_id).await;
+        subscriber.respond(PUBCOMP, message.packet_id).await;
+        subscriber.quiet().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn v5_4_3_3_a_pubrec_with_an_error_ends_the_exchange() {
     on(&V5, async |target| {
         let mut subscriber = target.connect("s").await;

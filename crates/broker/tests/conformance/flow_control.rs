@@ -146,6 +146,58 @@ async fn v5_3_1_2_25_a_message_beyond_the_clients_maximum_is_not_sent() {
 }
 
 #[tokio::test]
+async fn v5_3_1_2_24_no_answer_beyond_the_clients_maximum_is_sent() {
+    // mosquitto closes without a word, and sends a byte too many here and there.
+    on(&OURS_V5, async |target| {
+        let hello = |client_id, maximum| Hello {
+            properties: [four(property::MAXIMUM_PACKET_SIZE, maximum), lasting("", true).properties].concat(),
+            ..lasting(client_id, true)
+        };
+        // CONNACK says all that it must, or is a refusal; who cannot take even that gets nothing.
+        let whole = 15;
+        for maximum in 1..20 {
+            let mut client = target.send(&hello("c", maximum).bytes(true)).await;
+            if maximum >= 5 {
+                let (_, body) = client.packet().await;
+                assert!(2 + body.len() <= maximum as usize, "{body:x?} to a client that takes {maximum}");
+                assert_eq!(body[1], if maximum < whole { 0x95 } else { 0 }, "to a client that takes {maximum}");
+            }
+            if maximum < whole {
+                assert_eq!(client.ended().await, None);
+            }
+        }
+        // A client that the broker has to name gets a longer one.
+        for (maximum, code) in [(whole, 0x95), (40, 0)] {
+            assert_eq!(Raw::greet(target, true, &hello("", maximum)).await.1.code, code);
+        }
+        // SUBACK and UNSUBACK.
+        let filters: Vec<String> = (0..11).map(|number| format!("t/{number}")).collect();
+        let all: Vec<(&str, u8)> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
+        let (mut client, _) = target.hello(hello("s", 15)).await;
+        assert_eq!(client.subscribe_all(&all[..10], &[]).await.len(), 10);
+        client.send(&client.subscribe_bytes(&all, &[])).await;
+        target.cuts(client, &[0x95], &"SUBSCRIBE").await;
+        target.connect("p").await.complete("t/10", "x", 1, false).await;
+        let (mut client, present) = target.hello(hello("s", 15)).await;
+        assert!(present);
+        client.nothing().await;
+        let names: Vec<&str> = filters.iter().map(String::as_str).collect();
+        assert_eq!(client.unsubscribe_all(&names[..10]).await, [0; 10]);
+        let body: Vec<u8> = [vec![0, 8, 0], names.iter().flat_map(|name| text(name)).collect()].concat();
+        client.send(&framed(0xa2, &body)).await;
+        target.cuts(client, &[0x95], &"UNSUBSCRIBE").await;
+        // What acknowledges messages always fits.
+        let (mut client, _) = target.hello(hello("s", 15)).await;
+        for qos in 1..=2 {
+            client.complete("t", "x", qos, false).await;
+        }
+        client.respond(PUBREL, 77).await;
+        assert_eq!(client.ack().await.reason, 0x92);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn v5_3_2_2_15_a_packet_beyond_the_servers_maximum_is_0x95() {
     // mosquitto sets no maximum by default.
     on(&OURS, async |target| {
