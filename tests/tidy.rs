@@ -83,3 +83,13 @@ fn core_does_nothing_but_decide() {
         }
     }
 }
+
+#[test]
+fn every_limit_of_the_broker_is_crossed_by_a_test() {
+    let config = rust_files("crates/broker/src").into_iter().find(|(name, _)| name.ends_with("/config.rs")).unwrap().1;
+    let limits = config.split_once("pub struct Limits {").unwrap().1.split_once("\n}").unwrap().0;
+    let keys = limits.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(':')).map(|(key, _)| key);
+    let tests: String = rust_files("crates/broker/tests").into_iter().map(|(_, text)| text).collect();
+    let missing: Vec<&str> = keys.filter(|key| !tests.contains(&format!("limits.{key} ="))).collect();
+    assert!(missing.is_empty(), "no test in crates/broker/tests sets limits.{missing:?}");
+}

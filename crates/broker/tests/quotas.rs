@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::wire::property;
-use common::{BOTH, Hello, PUBACK, PUBREC, Raw, TestBroker, lasting, session_expiry, until};
+use common::{BOTH, Hello, PUBACK, PUBREC, Raw, TestBroker, framed, lasting, session_expiry, text, until};
 
 /// Somebody who has nothing to do with it sends himself a message.
 async fn is_served(bystander: &mut Raw) {
@@ -43,6 +43,62 @@ async fn a_filter_with_too_many_levels_is_refused() {
         assert_eq!(client.message().await.payload, "served");
     }
     assert_eq!(broker.stat("subscriptions_refused"), 4);
+    is_served(&mut bystander).await;
+}
+
+#[tokio::test]
+async fn a_packet_beyond_the_limit_ends_the_connection_before_it_has_come() {
+    let broker = TestBroker::start(|config| config.limits.packet_bytes = 1024).await;
+    let mut bystander = Raw::connect(&broker, false, "bystander").await;
+    for v5 in BOTH {
+        let before = broker.stat("protocol_errors");
+        // 1,025 bytes with the header, which comes alone: as a CONNECT, then as a PUBLISH.
+        let mut stranger = Raw::open(&broker, v5).await;
+        stranger.send(&[0x10, 0xfe, 0x07]).await;
+        stranger.closed().await;
+        let mut client = Raw::connect(&broker, v5, "c").await;
+        let head = 3 + 3 + usize::from(v5);
+        client.complete("t", &"x".repeat(1024 - head), 0, false).await;
+        client.send(&[0x30, 0xfe, 0x07]).await;
+        assert_eq!(client.ended().await, v5.then_some(0x95));
+        until(|| broker.stat("protocol_errors") == before + 2).await;
+    }
+    is_served(&mut bystander).await;
+}
+
+#[tokio::test]
+async fn more_user_properties_than_the_limit_are_refused_in_every_packet() {
+    let broker = TestBroker::start(|config| config.limits.user_properties = 2).await;
+    let mut bystander = Raw::connect(&broker, false, "bystander").await;
+    let [two, three] = [2, 3].map(|count| property::user("k", "v").repeat(count));
+    for (properties, will_properties) in [(three.clone(), vec![]), (vec![], three.clone())] {
+        let will = Some(("t", "x", 0, false));
+        let hello = Hello { properties, will_properties, will, ..Hello::default() };
+        let mut stranger = Raw::open(&broker, true).await;
+        stranger.send(&hello.bytes(true)).await;
+        stranger.closed().await;
+    }
+    let block = |properties: &[u8]| [vec![properties.len() as u8], properties.to_vec()].concat();
+    let packets = |properties: &[u8]| {
+        let block = block(properties);
+        [
+            framed(0x30, &[text("t"), block.clone()].concat()),
+            framed(0x82, &[vec![0, 1], block.clone(), text("t"), vec![0]].concat()),
+            framed(0xa2, &[vec![0, 1], block.clone(), text("t")].concat()),
+            framed(PUBACK, &[vec![0, 1, 0], block.clone()].concat()),
+            framed(0xe0, &[vec![0], block].concat()),
+        ]
+    };
+    let (mut client, _) = Raw::hello(&broker, true, Hello { properties: two.clone(), ..Hello::default() }).await;
+    client.send(&packets(&two)[..4].concat()).await;
+    assert_eq!([client.packet().await.0, client.packet().await.0], [0x90, 0xb0]);
+    client.nothing().await;
+    for packet in packets(&three) {
+        let mut client = Raw::connect(&broker, true, "c").await;
+        client.send(&packet).await;
+        assert_eq!(client.ended().await, Some(0x97), "{packet:x?}");
+    }
+    until(|| broker.stat("protocol_errors") == 7).await;
     is_served(&mut bystander).await;
 }
 

@@ -92,35 +92,69 @@ async fn credit_holds_publishers_back_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_loses_qos_0_counted_and_delays_nobody() {
-    let broker = TestBroker::start(|config| config.limits.queue_bytes = 256 * 1024).await;
-    let mut stopped = Raw::connect(&broker, false, "stopped").await;
-    stopped.subscribe("t", 0).await;
-    let mut bystander = Raw::connect(&broker, true, "bystander").await;
-    bystander.subscribe("t", 0).await;
+async fn publishers_of_a_subscriber_that_takes_nothing_are_held_only_for_the_time_it_has() {
+    let broker = TestBroker::start(|config| {
+        config.limits.write_timeout = Duration::from_secs(1);
+        config.limits.inflight = 1;
+        config.limits.queue_messages = 4;
+    })
+    .await;
+    let mut deaf = Raw::connect(&broker, true, "d").await;
+    deaf.subscribe("t", 1).await;
     let mut publisher = Raw::connect(&broker, false, "p").await;
-    let payload = "x".repeat(16 * 1024);
-    let count = 1000;
-    for _ in 0..count {
-        publisher.publish("t", &payload, 0, false, 0).await;
-        assert_eq!(bystander.message().await.payload.len(), payload.len());
+    // One is in flight and three wait, more than half of what may.
+    for _ in 1..=4 {
+        publisher.complete("t", "x", 1, false).await;
     }
-    let mut received = 0;
-    let dropped = broker.stat("dropped_slow_reader");
-    assert!(dropped > 0);
-    while received < count - dropped {
-        stopped.message().await;
-        received += 1;
+    publisher.quiet().await;
+    assert_eq!(broker.stat("publishers_held"), 0);
+    // The next is held and fills the queue, and the one after it ends the session.
+    for held in 1..=2 {
+        assert_eq!(broker.stat("queue_overflows"), 0);
+        publisher.complete("t", "x", 1, false).await;
+        assert_eq!(broker.stat("publishers_held"), held);
     }
-    stopped.nothing().await;
+    assert_eq!(deaf.message().await.payload, "x");
+    assert_eq!(deaf.ended().await, Some(0x97));
+    assert_eq!(broker.stat("queue_overflows"), 1);
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_loses_qos_0_counted_and_delays_nobody() {
+    let by_bytes: fn(&mut BrokerConfig) = |config| config.limits.queue_bytes = 256 * 1024;
+    for limit in [by_bytes, |config| config.limits.queue_messages = 16] {
+        let broker = TestBroker::start(limit).await;
+        let mut stopped = Raw::connect(&broker, false, "stopped").await;
+        stopped.subscribe("t", 0).await;
+        let mut bystander = Raw::connect(&broker, true, "bystander").await;
+        bystander.subscribe("t", 0).await;
+        let mut publisher = Raw::connect(&broker, false, "p").await;
+        let payload = "x".repeat(16 * 1024);
+        let count = 1000;
+        for _ in 0..count {
+            publisher.publish("t", &payload, 0, false, 0).await;
+            assert_eq!(bystander.message().await.payload.len(), payload.len());
+        }
+        let dropped = broker.stat("dropped_slow_reader");
+        assert!(dropped > 0);
+        for _ in 0..count - dropped {
+            stopped.message().await;
+        }
+        stopped.nothing().await;
+    }
 }
 
 #[tokio::test]
 async fn a_session_that_cannot_hold_qos_1_ends_so_that_its_client_learns_of_the_gap() {
-    for connected in BOTH {
+    let by_bytes: fn(&mut BrokerConfig) = |config| {
+        config.limits.packet_bytes = 1024;
+        config.limits.queue_bytes = 1024;
+    };
+    let by_count: fn(&mut BrokerConfig) = |config| config.limits.queue_messages = 10;
+    for (connected, limit) in [(false, by_count), (true, by_count), (false, by_bytes), (true, by_bytes)] {
         let broker = TestBroker::start(|config| {
-            config.limits.queue_messages = 10;
             config.limits.slow_subscriber = SlowSubscriber::Cut;
+            limit(config);
         })
         .await;
         let (mut subscriber, _) = Raw::hello(&broker, true, lasting("s", true)).await;
@@ -132,7 +166,7 @@ async fn a_session_that_cannot_hold_qos_1_ends_so_that_its_client_learns_of_the_
         }
         let mut publisher = Raw::connect(&broker, true, "p").await;
         // More than the window and the queue hold together, none of it acknowledged by the subscriber.
-        for number in 0..300 {
+        for number in 0..400 {
             publisher.publish("t", "x", 1, false, number + 1).await;
             assert_eq!(publisher.packet().await.0, 0x40);
         }
@@ -148,7 +182,7 @@ async fn a_session_that_cannot_hold_qos_1_ends_so_that_its_client_learns_of_the_
         }
         let (_, present) = Raw::hello(&broker, true, lasting("s", true)).await;
         assert!(!present);
-        assert!(broker.stat("queue_overflows") > 0);
+        assert_eq!(broker.stat("queue_overflows"), 1);
     }
 }
 
