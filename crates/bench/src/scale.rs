@@ -94,7 +94,8 @@ fn idle_writes(figures: &mut Figures) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let log = folder.path().join("fsyncs");
     let path = log.to_str().context("temporary folder is not UTF-8")?;
-    let master = Master::start(&["strace", "-f", "-q", "-e", "trace=fsync,fdatasync", "-o", path])?;
+    // `-I 2`: with `-o` it would block the signal that ends it.
+    let master = Master::start(&["strace", "-I", "2", "-f", "-q", "-e", "trace=fsync,fdatasync", "-o", path])?;
     let slaves = Slaves::start(master.mqtt, 100)?;
     wait_until("100 slaves are online", || Ok(master.status()?["online"].as_u64() == Some(100)))?;
     let count = || -> Result<usize> {

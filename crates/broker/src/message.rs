@@ -114,7 +114,12 @@ impl Message {
 
     pub(crate) fn topic(&self) -> &str {
         // It was a `&str` when it was packed.
-        std::str::from_utf8(&self.0[HEADER..HEADER + self.topic_length()]).unwrap_or_default()
+        std::str::from_utf8(self.topic_bytes()).unwrap_or_default()
+    }
+
+    /// The topic without a look at its encoding, for comparisons: the order is the same.
+    pub(crate) fn topic_bytes(&self) -> &[u8] {
+        &self.0[HEADER..HEADER + self.topic_length()]
     }
 
     pub(crate) fn properties(&self) -> &[u8] {

@@ -1,6 +1,8 @@
 //! Retained messages (MQTT 3.3.1.3), bounded in number and bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 
 use crate::config::Limits;
@@ -10,18 +12,21 @@ use crate::topic::{Standing, literal_prefix, standing};
 /// The last retained message of each topic.
 #[derive(Debug, Default)]
 pub(crate) struct Retained {
-    messages: BTreeMap<Box<str>, Message>,
+    messages: BTreeSet<ByTopic>,
     bytes: usize,
     /// How many of them each client, by its number, put there.
     by_publisher: HashMap<u64, usize>,
 }
 
+/// A message by its topic, which it holds itself: there may be many, and a copy of each topic would be a third of a short one.
+#[derive(Debug)]
+struct ByTopic(Message);
+
 impl Retained {
     /// Keeps a retained message, or forgets its topic's if the payload is empty. `false` if the limits left no room; then
     /// the topic's older message is gone too, for it is no longer the truth.
     pub(crate) fn store(&mut self, message: &Message, limits: &Limits) -> bool {
-        let old = self.messages.remove(message.topic());
-        if let Some(old) = &old {
+        if let Some(ByTopic(old)) = self.messages.take(message.topic_bytes()) {
             self.bytes -= old.len();
             self.release(old.publisher());
         }
@@ -39,7 +44,7 @@ impl Retained {
             return false;
         }
         self.bytes += message.len();
-        self.messages.insert(message.topic().into(), message.clone());
+        self.messages.insert(ByTopic(message.clone()));
         true
     }
 
@@ -54,12 +59,12 @@ impl Retained {
 
     /// Every retained message whose topic matches `filter`, in the order of their topics.
     pub(crate) fn matching<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> + 'a {
-        let from = |start: &str| self.messages.range::<str, _>((Bound::Included(start), Bound::Unbounded));
+        let from = |start: &str| self.messages.range::<[u8], _>((Bound::Included(start.as_bytes()), Bound::Unbounded));
         let mut rest = from(literal_prefix(filter));
         std::iter::from_fn(move || {
             loop {
-                let (topic, message) = rest.next()?;
-                match standing(filter, topic) {
+                let ByTopic(message) = rest.next()?;
+                match standing(filter, message.topic()) {
                     Standing::Matches => return Some(message),
                     Standing::Differs => {}
                     Standing::NothingBefore(next) => rest = from(&next),
@@ -73,6 +78,32 @@ impl Retained {
         self.messages.len()
     }
 }
+
+impl Borrow<[u8]> for ByTopic {
+    fn borrow(&self) -> &[u8] {
+        self.0.topic_bytes()
+    }
+}
+
+impl Ord for ByTopic {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.topic_bytes().cmp(other.0.topic_bytes())
+    }
+}
+
+impl PartialOrd for ByTopic {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for ByTopic {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for ByTopic {}
 
 #[cfg(test)]
 mod tests {
@@ -144,7 +175,7 @@ mod tests {
             for name in names.iter().filter(|name| !name.is_empty()) {
                 retained.store(&message(name, "x"), &Limits::default());
             }
-            let mut expected: Vec<String> = retained.messages.keys().map(|topic| topic.to_string()).collect();
+            let mut expected: Vec<String> = retained.messages.iter().map(|message| message.0.topic().to_owned()).collect();
             expected.retain(|topic| matches(&filter, topic));
             prop_assert_eq!(topics(&retained, &filter), expected, "{}", filter);
         }

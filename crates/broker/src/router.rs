@@ -187,6 +187,8 @@ impl Router {
             waiting.push_back(Packet::Publish(Publish::new(topic, message.into_wire(), false), None));
             return Ok(());
         }
+        // A burst made it grow; it is not kept for the next.
+        waiting.shrink_to(BATCH);
         drop(waiting);
         entrance.link.publish(topic, message.into_wire()).map(drop).map_err(|_| RouterStopped)
     }
