@@ -170,10 +170,14 @@ fn a_taken_port_is_named_together_with_the_flag_that_moves_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let folder = tempfile::tempdir().unwrap();
-    let state_dir = folder.path().display().to_string();
-    for (flag, other) in [("--mqtt", "--http"), ("--http", "--mqtt")] {
-        let Finished { code, err, .. } =
-            call(&["master", flag, &address, other, "127.0.0.1:0", "--state-dir", &state_dir]);
+    let state_dir = folder.path().join("state").display().to_string();
+    let flags = ["--mqtt", "--mqtts", "--http"];
+    for flag in flags {
+        let mut arguments = vec!["master", "--state-dir", &state_dir, flag, &address];
+        for other in flags.into_iter().filter(|other| *other != flag) {
+            arguments.extend([other, "127.0.0.1:0"]);
+        }
+        let Finished { code, err, .. } = call(&arguments);
         assert_eq!(code, Some(1), "{err}");
         assert!(err.contains(&address) && err.contains(flag), "{err}");
     }

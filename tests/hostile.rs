@@ -108,7 +108,7 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
 fn garbage_is_answered_and_counted_and_harms_nobody() {
     let cluster = Cluster::start();
     let bystander = Bystander::start(&cluster);
-    let mut villain = Client::connect(cluster.mqtt, "villain", None).unwrap();
+    let mut villain = Client::connect(cluster.door_of("villain"), "villain", None).unwrap();
     villain.subscribe("rpicluster/to/villain/#").unwrap();
     let garbage = garbage();
     for (leaf, payload) in &garbage {
@@ -158,7 +158,7 @@ fn noise_instead_of_mqtt_costs_that_connection_only() {
     let bystander = Bystander::start(&cluster);
     let mut random = fastrand::Rng::with_seed(7);
     for round in 0..200 {
-        let mut stream = TcpStream::connect(cluster.mqtt).unwrap();
+        let mut stream = cluster.mqtt.open().unwrap();
         let length = random.usize(1..2_000);
         let mut noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
         if round % 2 == 0 {
@@ -180,7 +180,7 @@ fn noise_instead_of_mqtt_costs_that_connection_only() {
 #[test]
 fn a_slave_cannot_forge_log_lines() {
     let cluster = Cluster::start();
-    let mut villain = Client::connect(cluster.mqtt, "villain", None).unwrap();
+    let mut villain = Client::connect(cluster.door_of("villain"), "villain", None).unwrap();
     let forged = "2026-01-01T00:00:00Z  INFO all is well";
     let evil = format!("x\n{forged}\r\n{forged}\u{2028}{forged}\u{1b}[2J");
     let messages = [
@@ -226,6 +226,7 @@ fn ten_thousand_disconnects_are_a_few_log_lines() {
     let _turn = heavy();
     let cluster = Cluster::start();
     let bystander = Bystander::start(&cluster);
+    let door = cluster.door_of("restless");
     adds_few_lines(&cluster, || {
         for number in 0..flood() {
             let topic = "rpicluster/from/restless/state";
@@ -233,7 +234,7 @@ fn ten_thousand_disconnects_are_a_few_log_lines() {
                 let payload = json!({"state": word, "session": number.to_string(), "protocol": 1});
                 json!({"type": "state", "payload": payload}).to_string()
             };
-            let mut client = Client::connect(cluster.mqtt, "restless", Some((topic, &state("offline")))).unwrap();
+            let mut client = Client::connect(door, "restless", Some((topic, &state("offline")))).unwrap();
             client.publish(topic, state("online").as_bytes(), true).unwrap();
         }
         let last = (flood() - 1).to_string();
@@ -252,7 +253,7 @@ fn a_flood_of_refused_connections_is_a_few_log_lines() {
     let bystander = Bystander::start(&cluster);
     adds_few_lines(&cluster, || {
         for _ in 0..flood() {
-            assert!(Client::connect(cluster.mqtt, "master", None).is_err(), "the master's own id is nobody else's");
+            assert!(Client::connect(cluster.mqtt, "bystander", None).is_err(), "a slave's id is nobody else's");
         }
     });
     assert_eq!(cluster.get("/api/v1/status")["broker"]["connects_refused"], flood());
@@ -265,7 +266,7 @@ fn a_flood_of_texts_and_nonsense_is_a_few_log_lines() {
     let cluster = Cluster::start();
     let bystander = Bystander::start(&cluster);
     adds_few_lines(&cluster, || {
-        let mut villain = Client::connect(cluster.mqtt, "villain", None).unwrap();
+        let mut villain = Client::connect(cluster.door_of("villain"), "villain", None).unwrap();
         for number in 0..flood() {
             let text = json!({"type": "message", "payload": number.to_string()}).to_string();
             villain.publish("rpicluster/from/villain/message", text.as_bytes(), false).unwrap();
@@ -287,7 +288,7 @@ fn a_flood_of_texts_and_nonsense_is_a_few_log_lines() {
 fn a_silent_connection_is_closed_and_those_beside_it_are_served() {
     let cluster = Cluster::start();
     let bystander = Bystander::start(&cluster);
-    let mut silent: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(cluster.mqtt).unwrap()).collect();
+    let mut silent: Vec<TcpStream> = (0..50).map(|_| cluster.mqtt.open().unwrap()).collect();
     bystander.is_unharmed(&cluster);
     for stream in &mut silent {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

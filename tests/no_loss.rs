@@ -1,6 +1,5 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::mosquitto::tool;
-use crate::harness::mqtt::{Client, Message, publish};
-use crate::harness::{Cluster, PATIENCE, Process, figure, heavy, run, soak, wait_until};
+use crate::harness::mosquitto::{tool, tool_at};
+use crate::harness::mqtt::{Client, Door, Message, publish};
+use crate::harness::{Cluster, INSIDER, PATIENCE, Process, figure, heavy, run, soak, wait_until};
 
 /// How long subscribers are stopped: less than `limits.write_timeout`, so that they keep their connections.
 const STOPPED: Duration = Duration::from_millis(1_500);
@@ -195,7 +194,7 @@ fn publishers_of_one_message_each_lose_none() {
     let mut subscriber = Client::connect(cluster.mqtt, "s", None).unwrap();
     subscriber.subscribe("in/order").unwrap();
     for number in 0..count {
-        let mut command = tool(&cluster, "mosquitto_pub");
+        let mut command = tool_at(&cluster, cluster.mqtt, "mosquitto_pub");
         command.args(["-i", "x", "-t", "in/order", "-m", &number.to_string()]);
         assert_eq!(run(command).code, Some(0));
     }
@@ -219,7 +218,7 @@ fn mosquitto_sub(cluster: &Cluster, tally: &Tally, arguments: &[&str]) -> Proces
 }
 
 /// A subscriber in this process that always reads.
-fn subscribe_awake(mqtt: SocketAddr, tally: &Tally, over: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
+fn subscribe_awake(mqtt: Door, tally: &Tally, over: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
     let (tally, over) = (tally.clone(), Arc::clone(over));
     let mut client = Client::connect(mqtt, "awake", None).unwrap();
     client.subscribe("load/q0/#").unwrap();
@@ -234,7 +233,7 @@ fn subscribe_awake(mqtt: SocketAddr, tally: &Tally, over: &Arc<AtomicBool>) -> t
 }
 
 /// Publishes as fast as the broker reads, until it is told to stop; how many, all of them read by the broker.
-fn publish_at_qos_0(mqtt: SocketAddr, number: usize, stop: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
+fn publish_at_qos_0(mqtt: Door, number: usize, stop: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
     const BURST: u64 = 50;
     let stop = Arc::clone(stop);
     thread::spawn(move || {
@@ -256,14 +255,14 @@ fn publish_at_qos_0(mqtt: SocketAddr, number: usize, stop: &Arc<AtomicBool>) -> 
 /// This test once more, as a process that can be killed at any moment, and has said by then what it had got.
 fn peer(cluster: &Cluster, action: &str, name: &str, tally: &Tally) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", TEST, "--nocapture"]).env(PART, format!("{action} {name} {}", cluster.mqtt));
+    command.args(["--exact", TEST, "--nocapture"]).env(PART, format!("{action} {name} {}", cluster.mqtt.address));
     let tally = tally.clone();
     Process::start_into(name, command, move |line| tally.note_line(line))
 }
 
 fn play(part: &str) {
     let [action, name, broker] = part.split(' ').collect::<Vec<_>>().try_into().unwrap();
-    let mqtt = broker.parse().unwrap();
+    let mqtt = Door { address: broker.parse().unwrap(), login: Some(INSIDER) };
     match action {
         "publish" => publish_at_qos_1(mqtt, name),
         "subscribe" | "resume" => record_messages(mqtt, name, action == "resume"),
@@ -272,7 +271,7 @@ fn play(part: &str) {
 }
 
 /// Says what it gets before it acknowledges it, for ever.
-fn record_messages(mqtt: SocketAddr, client_id: &str, again: bool) {
+fn record_messages(mqtt: Door, client_id: &str, again: bool) {
     let (mut client, present) = Client::resume(mqtt, client_id).unwrap();
     assert_eq!(present, again, "the session is there from the second time on");
     if !present {
@@ -285,7 +284,7 @@ fn record_messages(mqtt: SocketAddr, client_id: &str, again: bool) {
 }
 
 /// Publishes numbers and says which are acknowledged, for ever.
-fn publish_at_qos_1(mqtt: SocketAddr, topic: &str) {
+fn publish_at_qos_1(mqtt: Door, topic: &str) {
     // Its topic is its client id.
     let mut client = Client::connect(mqtt, topic, None).unwrap();
     let (mut waiting, mut number, started) = (VecDeque::new(), 0, Instant::now());

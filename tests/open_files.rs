@@ -37,7 +37,7 @@ fn a_master_without_file_descriptors_keeps_its_slaves_and_recovers_when_peers_go
     let (log, accepted) = (cluster.master.err().len(), cluster.broker("connections"));
 
     limit_open_files(cluster.master.pid(), Some(open_files(cluster.master.pid()) + LEFT));
-    let peers: Vec<TcpStream> = (0..PEERS).map(|_| TcpStream::connect(cluster.mqtt).unwrap()).collect();
+    let peers: Vec<TcpStream> = (0..PEERS).map(|_| cluster.mqtt.open().unwrap()).collect();
     wait_until("the master says so", || complaints(&cluster, log) > 0);
     let starved = Instant::now();
     let mut served = 0;

@@ -76,8 +76,12 @@ fn all_slaves_come_back_to_a_killed_master_and_none_is_forgotten() {
     let slaves: Vec<Process> = ids.iter().map(|id| cluster.online_slave(id)).collect();
     // Presence is written at most every 10 s; what is not written yet, the slaves tell again.
     wait_until("the master remembers", || {
-        let store = std::fs::read(cluster.slave_folder("master").join("master.db-wal")).unwrap_or_default();
-        let holds = |id: &str| store.windows(id.len()).any(|window| window == id.as_bytes());
+        let store = std::fs::read(cluster.master_folder().join("master.db-wal")).unwrap_or_default();
+        // Not the id, which is written when it joins: its session.
+        let holds = |id: &str| {
+            let session = cluster.view(id)["session"].as_str().unwrap().to_owned();
+            store.windows(session.len()).any(|window| window == session.as_bytes())
+        };
         holds("gone") && ids.iter().all(|id| holds(id))
     });
     let since = cluster.view("gone")["since"].clone();

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use rpicluster_client::{Connection, Login, Trust};
 use rpicluster_protocol::{Details, Envelope, FromSlave, Info, RequestId, SlaveId, ToSlave, TopicRoot};
-use rpicluster_slave::{Behaviour, Outbox, Slave, SlaveConfig, Status};
+use rpicluster_slave::{Access, Behaviour, Outbox, Slave, SlaveConfig, Status};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -55,10 +56,15 @@ impl Fleet {
         let mut members = Vec::new();
         for number in 0..size {
             let id: SlaveId = format!("node-{number:04}").parse().unwrap();
-            let master = cluster.mqtt.to_string().parse().unwrap();
-            let config = SlaveConfig { id: Some(id.clone()), master, ..SlaveConfig::default() };
+            let door = cluster.door_of(id.as_str());
+            let broker = format!("mqtt://{}", door.address).parse().unwrap();
+            let (user, password) = door.login.map(|(user, password)| (user.to_owned(), password.to_owned())).unwrap();
+            let connection = Connection::new(broker, &Trust::System, None).unwrap();
+            let access = Access::Account(connection.with_login(Login { user, password }));
+            let config = SlaveConfig { id: Some(id.clone()), ..SlaveConfig::default() };
             let (sender, replies) = mpsc::channel(100);
-            let slave = Slave::new(config, TopicRoot::default(), Canned { id: id.clone(), replies: sender }).unwrap();
+            let slave =
+                Slave::new(config, TopicRoot::default(), access, Canned { id: id.clone(), replies: sender }).unwrap();
             members.push(Member { id, status: slave.status(), outbox: slave.outbox(), replies });
             tasks.spawn_on(async move { slave.run(std::future::pending()).await.unwrap() }, runtime.handle());
         }

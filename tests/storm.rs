@@ -1,5 +1,5 @@
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::set_socket_linger;
 
 use crate::harness::mosquitto::Broker;
-use crate::harness::mqtt::{Client, connect, publish, subscribe};
+use crate::harness::mqtt::{Client, Door, publish, subscribe};
 use crate::harness::{Cluster, PATIENCE, Process, figure, heavy, raise_open_files, soak, wait_until};
 
 /// How long the bystander rests between two messages.
@@ -33,7 +33,7 @@ const ROUTER_BYTES: u64 = 2 * 4 * 512 * 1024;
 /// Something that one stranger, or many, do to a broker.
 struct Abuse {
     name: &'static str,
-    run: fn(SocketAddr, usize) -> Vec<TcpStream>,
+    run: fn(Door, usize) -> Vec<TcpStream>,
     /// How often, in a full run.
     count: usize,
     /// By how much counters of the broker must grow for this reason alone.
@@ -142,7 +142,7 @@ fn a_storm_delays_no_bystander_and_leaves_nothing_behind() {
 
 /// Abuses a broker in all ways and tells what the bystander's worst round trip was. `settle` waits for the end of what
 /// that began, and says what the limits allow to be kept, in bytes.
-fn storm(broker: &str, mqtt: SocketAddr, process: &Process, settle: impl FnOnce() -> u64) -> Duration {
+fn storm(broker: &str, mqtt: Door, process: &Process, settle: impl FnOnce() -> u64) -> Duration {
     let bystander = Bystander::start(mqtt);
     wait_until("the bystander is at work", || bystander.trips() >= 100);
     figure(&format!("storm, {broker}: worst round trip before"), millis(bystander.worst_since(0)), "ms");
@@ -200,12 +200,12 @@ fn megabytes(bytes: u64) -> String {
 }
 
 /// Connections that end in a reset: at once, or after a CONNECT, or with the answer to it unread.
-fn resets(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
+fn resets(mqtt: Door, count: usize) -> Vec<TcpStream> {
     for number in 0..count {
-        let mut stream = TcpStream::connect(mqtt).unwrap();
+        let mut stream = mqtt.open().unwrap();
         set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
         if number % 3 > 0 {
-            stream.write_all(&connect(&format!("reset-{number}"), true, None)).unwrap();
+            stream.write_all(&mqtt.hello(&format!("reset-{number}"), true, None)).unwrap();
         }
         if number % 3 > 1 {
             stream.read_exact(&mut [0; 1]).unwrap();
@@ -215,10 +215,10 @@ fn resets(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 /// Connections that begin a CONNECT and leave it at that.
-fn half_open_peers(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
-    let hello = connect("half-open", true, None);
+fn half_open_peers(mqtt: Door, count: usize) -> Vec<TcpStream> {
+    let hello = mqtt.hello("half-open", true, None);
     let begin = || {
-        let mut stream = TcpStream::connect(mqtt).unwrap();
+        let mut stream = mqtt.open().unwrap();
         stream.write_all(&hello[..hello.len() / 2]).unwrap();
         stream
     };
@@ -226,7 +226,7 @@ fn half_open_peers(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 /// Clients that send a packet beyond `limits.packet_bytes` each.
-fn large_packets(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
+fn large_packets(mqtt: Door, count: usize) -> Vec<TcpStream> {
     let packet = publish("storm/large", &vec![b'x'; 300_000], false, 0);
     for number in 0..count {
         let mut client = Client::connect(mqtt, &format!("large-{number}"), None).unwrap();
@@ -237,7 +237,7 @@ fn large_packets(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 /// One message to each of many topics.
-fn many_topics(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
+fn many_topics(mqtt: Door, count: usize) -> Vec<TcpStream> {
     let mut client = Client::connect(mqtt, "topics", None).unwrap();
     for number in 0..count {
         client.send(&format!("storm/topic/{number}/{}", number % 7), b"x").unwrap();
@@ -247,7 +247,7 @@ fn many_topics(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 /// Retained messages of as many clients as it takes.
-fn many_retained_messages(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
+fn many_retained_messages(mqtt: Door, count: usize) -> Vec<TcpStream> {
     let clients = count.div_ceil(RETAINED_PER_CLIENT_MAX);
     for number in 0..clients {
         let mut client = Client::connect(mqtt, &format!("retained-{number}"), None).unwrap();
@@ -264,7 +264,7 @@ fn retained_topic(client: usize, message: usize) -> String {
 }
 
 /// Clients with as many filters as one may have, none of which begins with a level that is fixed.
-fn filters_of_many_clients(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
+fn filters_of_many_clients(mqtt: Door, count: usize) -> Vec<TcpStream> {
     let subscribed = |number: usize| {
         let mut client = Client::connect(mqtt, &format!("filters-{number}"), None).unwrap();
         ask_for_filters(&mut client, number, SUBSCRIPTIONS_MAX);
@@ -276,7 +276,7 @@ fn filters_of_many_clients(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 /// One client that asks for more than it may have.
-fn filters_of_one_client(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
+fn filters_of_one_client(mqtt: Door, count: usize) -> Vec<TcpStream> {
     let mut client = Client::connect(mqtt, "greedy", None).unwrap();
     ask_for_filters(&mut client, 0, count);
     Vec::new()
@@ -292,7 +292,7 @@ fn ask_for_filters(client: &mut Client, of: usize, count: usize) {
 }
 
 /// Clients that ask for every retained message there is and leave without reading them.
-fn subscriptions_to_everything(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
+fn subscriptions_to_everything(mqtt: Door, count: usize) -> Vec<TcpStream> {
     for number in 0..count {
         let mut client = Client::connect(mqtt, &format!("everything-{number}"), None).unwrap();
         client.subscribe("#").unwrap();
@@ -301,9 +301,9 @@ fn subscriptions_to_everything(mqtt: SocketAddr, count: usize) -> Vec<TcpStream>
 }
 
 /// A flood to a subscriber that does not take any of it, and stays.
-fn messages_to_a_subscriber_that_never_reads(mqtt: SocketAddr, count: usize) -> Vec<TcpStream> {
-    let mut deaf = TcpStream::connect(mqtt).unwrap();
-    deaf.write_all(&connect("deaf", true, None)).unwrap();
+fn messages_to_a_subscriber_that_never_reads(mqtt: Door, count: usize) -> Vec<TcpStream> {
+    let mut deaf = mqtt.open().unwrap();
+    deaf.write_all(&mqtt.hello("deaf", true, None)).unwrap();
     deaf.read_exact(&mut [0; 4]).unwrap();
     deaf.write_all(&subscribe(&["storm/flood"], 0, 1)).unwrap();
     deaf.read_exact(&mut [0; 5]).unwrap();
@@ -324,7 +324,7 @@ struct Bystander {
 }
 
 impl Bystander {
-    fn start(mqtt: SocketAddr) -> Bystander {
+    fn start(mqtt: Door) -> Bystander {
         let (trips, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let mut client = Client::connect(mqtt, "round-trips", None).unwrap();
         client.subscribe("round-trips").unwrap();

@@ -1,8 +1,6 @@
-use std::net::SocketAddr;
-
 use serde_json::{Value, json};
 
-use crate::harness::mqtt::Client;
+use crate::harness::mqtt::{Client, Door};
 use crate::harness::{Cluster, PATIENCE, figure, heavy, wait_until};
 
 const TAKEOVERS: usize = 1_000;
@@ -15,13 +13,13 @@ fn state(state: &str, session: &str) -> String {
 }
 
 /// A new connection of the slave, which has said that it is online.
-fn connect(broker: SocketAddr, session: &str) -> Client {
+fn connect(broker: Door, session: &str) -> Client {
     let mut client = Client::connect(broker, "pi", Some((TOPIC, &state("offline", session)))).unwrap();
     client.publish(TOPIC, state("online", session).as_bytes(), true).unwrap();
     client
 }
 
-fn retained(broker: SocketAddr) -> Value {
+fn retained(broker: Door) -> Value {
     let mut reader = Client::connect(broker, "reader", None).unwrap();
     reader.subscribe(TOPIC).unwrap();
     let message = reader.next(PATIENCE).unwrap().expect("a retained state");
@@ -33,6 +31,7 @@ fn retained(broker: SocketAddr) -> Value {
 fn a_thousand_takeovers_never_leave_a_live_slave_offline() {
     let _turn = heavy();
     let cluster = Cluster::start();
+    let door = cluster.door_of("pi");
     let mut watcher = Client::connect(cluster.mqtt, "watcher", None).unwrap();
     watcher.subscribe(TOPIC).unwrap();
     let mut current: Option<Client> = None;
@@ -52,7 +51,7 @@ fn a_thousand_takeovers_never_leave_a_live_slave_offline() {
             // It breaks at the very moment.
             _ => None,
         };
-        current = Some(connect(cluster.mqtt, &session));
+        current = Some(connect(door, &session));
         wait_until(&format!("take-over {number} is seen"), || {
             let view = cluster.view("pi");
             view["session"] == *session && view["state"] == "online"

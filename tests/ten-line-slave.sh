@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A whole slave in ten lines of shell: ten-line-slave.sh HOST PORT ID. It prints what the master tells it.
+# A whole slave in ten lines of shell: SECRET=… ten-line-slave.sh HOST PORT ID, with the secret that "rpicluster slaves add
+# ID" printed. It prints what the master tells it. (A secret among the arguments of a process is for demonstrations only.)
 set -euo pipefail
-from="rpicluster/from/$3" session="$RANDOM$RANDOM"
-say() { mosquitto_pub -h "$host" -p "$port" -q 1 -t "$from/$1" -m "{\"type\":\"$2\",\"payload\":$3,\"id\":\"$1-1\"}" "${@:4}"; }
+from="rpicluster/from/$3" session="$RANDOM$RANDOM" to=(-h "$1" -p "$2" -u "$3" -P "$SECRET" -q 1)
+say() { mosquitto_pub "${to[@]}" -i "$id/$1" -t "$from/$1" -m "{\"type\":\"$2\",\"payload\":$3,\"id\":\"$1-1\"}" "${@:4}"; }
 state() { printf '{"state":"%s","session":"%s","protocol":1}' "$1" "$session"; }
-host=$1 port=$2
-mosquitto_sub -h "$host" -p "$port" -i "$3" -k 5 -q 1 -t "rpicluster/to/$3/#" --will-topic "$from/state" --will-retain \
+id=$3
+mosquitto_sub "${to[@]}" -i "$id" -k 5 -t "rpicluster/to/$id/#" --will-topic "$from/state" --will-retain \
   --will-qos 1 --will-payload "{\"type\":\"state\",\"payload\":$(state offline)}" &
 trap 'say state state "$(state offline)" -r; kill $!' EXIT
 say state state "$(state online)" -r && say details computer_details "{\"hostname\":\"$(hostname)\"}" -r

@@ -3,7 +3,7 @@ use std::time::Instant;
 use rpicluster_protocol::limits::BAD_MESSAGE_INTERVAL;
 use serde_json::{Value, json};
 
-use crate::harness::mosquitto::{Subscriber, publish, retained, tool};
+use crate::harness::mosquitto::{Subscriber, publish, retained, tool, tool_at};
 use crate::harness::mqtt::Client;
 use crate::harness::{Cluster, PATIENCE, Process, run, wait_for, wait_until};
 
@@ -59,7 +59,9 @@ impl ShellSlave {
         tool(cluster, "mosquitto_sub");
         let mut command =
             cluster.place().command(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/ten-line-slave.sh"));
-        command.args([cluster.mqtt.ip().to_string(), cluster.mqtt.port().to_string(), id.to_owned()]);
+        let door = cluster.door_of(id);
+        command.args([door.address.ip().to_string(), door.address.port().to_string(), id.to_owned()]);
+        command.env("SECRET", door.login.unwrap().1);
         ShellSlave { process: Process::start(id, command) }
     }
 
@@ -121,7 +123,7 @@ fn nonsense_is_answered_with_bad_message() {
 #[test]
 fn a_request_with_mqtt_5_is_answered_where_and_as_it_wants() {
     let cluster = Cluster::start();
-    let mut request = tool(&cluster, "mosquitto_rr");
+    let mut request = tool_at(&cluster, cluster.door_of("asker"), "mosquitto_rr");
     request.args(["-V", "5", "-i", "asker", "-q", "1", "-W", &PATIENCE.as_secs().to_string(), "-F", "%t %D %p"]);
     request.args(["-t", "rpicluster/from/asker/info", "-e", "rpicluster/to/asker/answers/7"]);
     request.args(["-D", "publish", "correlation-data", "order-66"]);

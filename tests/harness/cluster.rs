@@ -4,27 +4,41 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use ureq::http::Request;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::faults::Place;
+use super::mqtt::Door;
 use super::process::Process;
 use super::wait::{wait_until, within};
 
 /// How long an HTTP request may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// An account that may do everything an account can: the worst that comes in with a password.
+pub(crate) const INSIDER: (&str, &str) = ("insider", "correct horse battery staple");
+
+/// More slaves than any test starts.
+const TOKEN_USES: u32 = 10_000;
+
 /// A running master with its state in a temporary folder.
 pub(crate) struct Cluster {
     /// The master.
     pub(crate) master: Process,
-    /// Where MQTT is spoken.
-    pub(crate) mqtt: SocketAddr,
+    /// Where MQTT is spoken without TLS, for [`INSIDER`].
+    pub(crate) mqtt: Door,
+    /// Where it is spoken with TLS.
+    pub(crate) mqtts: SocketAddr,
     /// Where HTTP is served.
     pub(crate) http: SocketAddr,
+    /// With what slaves join: as often as a test may want.
+    token: String,
     place: Place,
     folder: TempDir,
 }
@@ -66,13 +80,32 @@ impl Cluster {
         fs::write(folder.path().join("rpicluster.toml"), config).unwrap();
         fs::write(folder.path().join("broker.toml"), broker).unwrap();
         let any = SocketAddr::new(address, 0);
-        let (master, mqtt, http) = start_master(&place, folder.path(), any, any);
-        Cluster { master, mqtt, http, place, folder }
+        let (master, [mqtt, mqtts, http]) = start_master(&place, folder.path(), [any; 3]);
+        let mqtt = Door { address: mqtt, login: Some(INSIDER) };
+        let mut cluster = Cluster { master, mqtt, mqtts, http, token: String::new(), place, folder };
+        let (name, password) = INSIDER;
+        let everything = json!(["#", "$SYS/#"]);
+        let insider = json!({
+            "name": name, "role": "custom", "password": password, "publish": ["#"], "subscribe": everything,
+        });
+        cluster.change("POST", "/api/v1/accounts", Some(&insider));
+        let token = cluster.change("POST", "/api/v1/tokens", Some(&json!({ "uses": TOKEN_USES })));
+        cluster.token = token["token"].as_str().unwrap().to_owned();
+        cluster
     }
 
     /// Starts the master again with the same addresses and the same memory, after it has ended.
     pub(crate) fn restart(&mut self) {
-        (self.master, self.mqtt, self.http) = start_master(&self.place, self.folder.path(), self.mqtt, self.http);
+        let addresses = [self.mqtt.address, self.mqtts, self.http];
+        (self.master, _) = start_master(&self.place, self.folder.path(), addresses);
+    }
+
+    /// Lets a client that is no agent be this slave, at the listener without TLS.
+    pub(crate) fn door_of(&self, slave: &str) -> Door {
+        let secret = self.change("POST", "/api/v1/slaves", Some(&json!({ "id": slave })))["secret"].clone();
+        // Tests are short, and doors are handed around a lot.
+        let leaked = |text: &str| -> &'static str { Box::leak(text.into()) };
+        Door { login: Some((leaked(slave), leaked(secret.as_str().unwrap()))), ..self.mqtt }
     }
 
     /// A slave process beside the master.
@@ -84,7 +117,8 @@ impl Cluster {
     pub(crate) fn slave_at(&self, place: &Place, id: &str) -> Process {
         let mut command = rpicluster(place);
         command.args(["slave", "--stop-on-stdin-close", "--id", id]);
-        command.args(["--master", &self.mqtt.to_string()]);
+        command.args(["--master", &self.mqtts.to_string()]);
+        command.env("RPICLUSTER_TOKEN", &self.token);
         command.arg("--config").arg(self.config());
         command.arg("--state-dir").arg(self.slave_folder(id));
         Process::start(id, command)
@@ -107,15 +141,56 @@ impl Cluster {
         self.folder.path().join("rpicluster.toml")
     }
 
-    /// The master's HTTP address as a URL.
+    /// The master's HTTP address as a URL: encrypted, if it can be reached from elsewhere.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.http)
+        let scheme = if self.http.ip().is_loopback() { "http" } else { "https" };
+        format!("{scheme}://{}", self.http)
     }
 
     /// `GET path`: status and JSON; `None` if the master does not answer.
     pub(crate) fn try_get(&self, path: &str) -> Option<(u16, Value)> {
-        let url = format!("{}{path}", self.url());
-        self.place.run(|| get(&url))
+        let (status, text) = self.ask("GET", path, None)?;
+        Some((status, serde_json::from_str(&text).unwrap()))
+    }
+
+    /// Changes something through the API, which must succeed; the answer, if there is one.
+    pub(crate) fn change(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let (status, text) = self.ask(method, path, body).unwrap();
+        assert!((200..300).contains(&status), "{method} {path}: {status} {text}");
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, String)> {
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.url()));
+        let request = request.header("authorization", format!("Bearer {}", self.api_token()));
+        let request = request.header("content-type", "application/json");
+        let request = request.body(body.map(Value::to_string).unwrap_or_default()).unwrap();
+        let agent = self.agent();
+        self.place.run(|| {
+            let mut response = agent.run(request).ok()?;
+            let status = response.status().as_u16();
+            Some((status, response.body_mut().with_config().limit(u64::MAX).read_to_string().ok()?))
+        })
+    }
+
+    /// An HTTP client that trusts this cluster's master and nobody else.
+    fn agent(&self) -> ureq::Agent {
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(HTTP_TIMEOUT));
+        let pem = fs::read(self.master_folder().join("ca.pem")).unwrap();
+        let roots = RootCerts::new_with_certs(&[Certificate::from_pem(&pem).unwrap()]);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build();
+        ureq::Agent::new_with_config(config.tls_config(tls).build())
+    }
+
+    /// What opens the API to commands on the master's machine.
+    pub(crate) fn api_token(&self) -> String {
+        fs::read_to_string(self.master_folder().join("api-token")).unwrap().trim().to_owned()
+    }
+
+    /// The master's state folder.
+    pub(crate) fn master_folder(&self) -> PathBuf {
+        self.folder.path().join("master")
     }
 
     /// The JSON of `GET path`, which must succeed.
@@ -168,17 +243,26 @@ impl Cluster {
     }
 }
 
-fn start_master(place: &Place, folder: &Path, mqtt: SocketAddr, http: SocketAddr) -> (Process, SocketAddr, SocketAddr) {
+/// Starts a master that listens for MQTT without and with TLS and for HTTP at these addresses; those that it got.
+fn start_master(place: &Place, folder: &Path, addresses: [SocketAddr; 3]) -> (Process, [SocketAddr; 3]) {
     let mut command = rpicluster(place);
-    command.args(["master", "--stop-on-stdin-close", "--mqtt", &mqtt.to_string(), "--http", &http.to_string()]);
+    command.args(["master", "--stop-on-stdin-close"]);
+    for (flag, address) in ["--mqtt", "--mqtts", "--http"].iter().zip(addresses) {
+        command.args([flag, address.to_string().as_str()]);
+    }
     command.arg("--config").arg(folder.join("rpicluster.toml"));
     command.arg("--state-dir").arg(folder.join("master"));
     let mut master = Process::start("master", command);
     master.wait_for_line("master: ready");
-    let mqtt = master.wait_for_line("master: mqtt ");
-    let http = master.wait_for_line("master: http http://");
-    let mqtt = mqtt.strip_suffix(" (local)").unwrap().parse().unwrap();
-    (master, mqtt, http.parse().unwrap())
+    let listener = |name: &str| {
+        let lines = master.out();
+        let mut listeners = lines.iter().filter_map(|line| line.strip_prefix("master: mqtt ")?.split_once(' '));
+        listeners.find(|(_, listener)| *listener == name).unwrap().0.parse().unwrap()
+    };
+    let (mqtt, mqtts) = (listener("(local)"), listener("(cluster)"));
+    let http = master.wait_for_line("master: http http");
+    let http = http.trim_start_matches("s").trim_start_matches("://").parse().unwrap();
+    (master, [mqtt, mqtts, http])
 }
 
 /// A loopback address of this test alone: a port that a killed master leaves is still free when it starts again.
@@ -187,13 +271,4 @@ pub(super) fn own_address() -> IpAddr {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let [process, high, low] = [std::process::id() % 250 + 1, number / 250, number % 250 + 1];
     IpAddr::from([127, process as u8, high as u8, low as u8])
-}
-
-fn get(url: &str) -> Option<(u16, Value)> {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(HTTP_TIMEOUT));
-    let agent = ureq::Agent::new_with_config(config.build());
-    let mut response = agent.get(url).call().ok()?;
-    let status = response.status().as_u16();
-    let text = response.body_mut().with_config().limit(u64::MAX).read_to_string().ok()?;
-    Some((status, serde_json::from_str(&text).unwrap()))
 }

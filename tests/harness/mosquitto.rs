@@ -1,7 +1,7 @@
 //! Debian's MQTT clients: what a stranger sees. And its broker, to compare with.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::cluster::{Cluster, own_address};
+use super::mqtt::Door;
 use super::process::{Finished, Process, run};
 use super::wait::{wait_for, wait_until};
 
@@ -20,7 +21,7 @@ pub(crate) struct Broker {
     /// Its process.
     pub(crate) process: Process,
     /// Where MQTT is spoken.
-    pub(crate) mqtt: SocketAddr,
+    pub(crate) mqtt: Door,
     _folder: TempDir,
 }
 
@@ -40,27 +41,35 @@ impl Broker {
         command.arg("-c").arg(&config);
         let process = Process::start("mosquitto", command);
         wait_until("mosquitto listens", || TcpStream::connect(mqtt).is_ok());
-        Broker { process, mqtt, _folder: folder }
+        Broker { process, mqtt: Door { address: mqtt, login: None }, _folder: folder }
     }
 }
 
 /// A running `mosquitto_sub`.
 pub(crate) struct Subscriber(Process);
 
-/// One of the tools, addressed to the cluster's broker.
+/// One of the tools, addressed to the cluster's broker, as nobody.
 pub(crate) fn tool(cluster: &Cluster, name: &str) -> Command {
+    tool_at(cluster, cluster.mqtt.anonymous(), name)
+}
+
+/// The same, as whoever has the key to this door.
+pub(crate) fn tool_at(cluster: &Cluster, door: Door, name: &str) -> Command {
     let found = std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|folder| folder.join(name).is_file());
     assert!(found, "{name} is missing: install the Debian package mosquitto-clients (tests/run.sh does)");
     // Line by line, though it writes to a pipe.
     let mut command = cluster.place().command("stdbuf");
     command.args(["-oL", name]);
-    command.args(["-h", &cluster.mqtt.ip().to_string(), "-p", &cluster.mqtt.port().to_string()]);
+    command.args(["-h", &door.address.ip().to_string(), "-p", &door.address.port().to_string()]);
+    if let Some((user, password)) = door.login {
+        command.args(["-u", user, "-P", password]);
+    }
     command
 }
 
-/// `mosquitto_pub` with these arguments, at QoS 1.
+/// `mosquitto_pub` with these arguments, at QoS 1, as the cluster's insider.
 pub(crate) fn publish(cluster: &Cluster, arguments: &[&str]) {
-    let mut command = tool(cluster, "mosquitto_pub");
+    let mut command = tool_at(cluster, cluster.mqtt, "mosquitto_pub");
     command.args(["-q", "1"]).args(arguments);
     let Finished { code, err, .. } = run(command);
     assert_eq!(code, Some(0), "mosquitto_pub {arguments:?}: {err}");

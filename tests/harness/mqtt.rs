@@ -19,6 +19,15 @@ pub(crate) struct Client {
     next_id: u16,
 }
 
+/// Where a broker is and as whom one enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Door {
+    /// Where MQTT is spoken without TLS.
+    pub(crate) address: SocketAddr,
+    /// User name and password; nobody's without.
+    pub(crate) login: Option<(&'static str, &'static str)>,
+}
+
 /// A message that came in.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Message {
@@ -32,13 +41,13 @@ pub(crate) struct Message {
 
 impl Client {
     /// Connects with a clean session; the will, topic and payload, is retained.
-    pub(crate) fn connect(broker: SocketAddr, id: &str, will: Option<(&str, &str)>) -> io::Result<Client> {
-        Client::greet(broker, &connect(id, true, will)).map(|(client, _)| client)
+    pub(crate) fn connect(broker: Door, id: &str, will: Option<(&str, &str)>) -> io::Result<Client> {
+        Client::greet(broker.address, &broker.hello(id, true, will)).map(|(client, _)| client)
     }
 
     /// Connects to a session that outlives its connections; whether it was there before.
-    pub(crate) fn resume(broker: SocketAddr, id: &str) -> io::Result<(Client, bool)> {
-        Client::greet(broker, &connect(id, false, None))
+    pub(crate) fn resume(broker: Door, id: &str) -> io::Result<(Client, bool)> {
+        Client::greet(broker.address, &broker.hello(id, false, None))
     }
 
     fn greet(broker: SocketAddr, hello: &[u8]) -> io::Result<(Client, bool)> {
@@ -184,14 +193,28 @@ impl Client {
     }
 }
 
-/// A CONNECT without keep alive; the will, topic and payload, is retained.
-pub(crate) fn connect(id: &str, clean: bool, will: Option<(&str, &str)>) -> Vec<u8> {
-    let flags = u8::from(clean) << 1 | if will.is_some() { 0x04 | 0x08 | 0x20 } else { 0 };
-    let mut body = [text("MQTT"), vec![4, flags, 0, 0], text(id)].concat();
-    if let Some((topic, payload)) = will {
-        body.extend([text(topic), text(payload)].concat());
+impl Door {
+    /// The same for nobody.
+    pub(crate) fn anonymous(self) -> Door {
+        Door { login: None, ..self }
     }
-    framed(0x10, &body)
+
+    /// A connection, and nothing sent yet.
+    pub(crate) fn open(&self) -> io::Result<TcpStream> {
+        TcpStream::connect(self.address)
+    }
+
+    /// A CONNECT without keep alive; the will, topic and payload, is retained.
+    pub(crate) fn hello(&self, id: &str, clean: bool, will: Option<(&str, &str)>) -> Vec<u8> {
+        let will_flags = if will.is_some() { 0x04 | 0x08 | 0x20 } else { 0 };
+        let login_flags = if self.login.is_some() { 0xc0 } else { 0 };
+        let mut body =
+            [text("MQTT"), vec![4, u8::from(clean) << 1 | will_flags | login_flags, 0, 0], text(id)].concat();
+        for (first, second) in will.into_iter().chain(self.login) {
+            body.extend([text(first), text(second)].concat());
+        }
+        framed(0x10, &body)
+    }
 }
 
 /// A PUBLISH at QoS 1, or at QoS 0 if its id is 0.

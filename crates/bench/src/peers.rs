@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::client::LOGIN;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -22,8 +24,11 @@ pub(crate) struct Process {
 /// A running master.
 pub(crate) struct Master {
     pub(crate) process: Process,
+    /// Where it speaks MQTT without TLS.
     pub(crate) mqtt: SocketAddr,
+    mqtts: SocketAddr,
     http: String,
+    api_token: String,
 }
 
 /// Builds the product that this program measures.
@@ -51,36 +56,55 @@ impl Master {
     /// Starts a master on free ports, with its state in a temporary folder. `wrapper` is put before the command.
     pub(crate) fn start(wrapper: &[&str]) -> Result<Master> {
         let folder = tempfile::tempdir()?;
+        let state_dir = folder.path().join("state");
         let program = product()?;
         let words: Vec<&str> = wrapper.iter().copied().chain(program.to_str()).collect();
         let (first, rest) = words.split_first().context("path of the product is not UTF-8")?;
         let mut child = Command::new(first)
             .args(rest)
-            .args(["master", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state-dir"])
-            .arg(folder.path())
+            .args(["master", "--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .arg("--state-dir")
+            .arg(&state_dir)
             .current_dir(folder.path())
             // Above the defaults, for the runs with 10,000 connections from one address.
             .env("RPICLUSTER__BROKER__LIMITS__CONNECTIONS", "30000")
             .env("RPICLUSTER__BROKER__LIMITS__CONNECTIONS_PER_ADDRESS", "30000")
+            .env("RPICLUSTER__BROKER__LIMITS__PENDING_PER_ADDRESS", "30000")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("start {words:?}"))?;
         let lines = BufReader::new(child.stdout.take().context("standard output")?).lines();
         let process = Process { child, _folder: folder };
-        let (mut mqtt, mut http) = (None, None);
+        let (mut mqtt, mut mqtts, mut http) = (None, None, None);
         for line in lines {
             let line = line?;
             if let Some(rest) = line.strip_prefix("master: mqtt ") {
-                mqtt = Some(rest.split(' ').next().unwrap_or(rest).parse()?);
+                let (address, name) = rest.split_once(' ').context("an address and its listener's name")?;
+                let listener = if name == "(local)" { &mut mqtt } else { &mut mqtts };
+                *listener = Some(address.parse()?);
             } else if let Some(rest) = line.strip_prefix("master: http ") {
                 http = Some(rest.to_owned());
             } else if line == "master: ready" {
                 break;
             }
         }
-        let (Some(mqtt), Some(http)) = (mqtt, http) else { bail!("the master did not start") };
-        Ok(Master { process, mqtt, http })
+        let (Some(mqtt), Some(mqtts), Some(http)) = (mqtt, mqtts, http) else { bail!("the master did not start") };
+        let token = std::fs::read_to_string(state_dir.join("api-token"))?;
+        let master = Master { process, mqtt, mqtts, http, api_token: token.trim().to_owned() };
+        let (name, password) = LOGIN;
+        let account =
+            json!({"name": name, "role": "custom", "password": password, "publish": ["#"], "subscribe": ["#"]});
+        master.post("/api/v1/accounts", &account)?;
+        Ok(master)
+    }
+
+    /// Makes something through the API.
+    fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = ureq::post(format!("{}{path}", self.http));
+        let request = request.header("authorization", format!("Bearer {}", self.api_token));
+        let text = request.content_type("application/json").send(body.to_string())?.body_mut().read_to_string()?;
+        Ok(serde_json::from_str(&text)?)
     }
 
     /// `/api/v1/status`
@@ -95,11 +119,13 @@ impl Master {
     }
 }
 
-/// An agent that talks to `master`.
-pub(crate) fn start_slave(master: SocketAddr) -> Result<Process> {
+/// An agent of `master`, joined as any other.
+pub(crate) fn start_slave(master: &Master) -> Result<Process> {
     let folder = tempfile::tempdir()?;
+    let token = master.post("/api/v1/tokens", &json!({}))?["token"].as_str().context("a token")?.to_owned();
     let child = Command::new(product()?)
-        .args(["slave", "--id", "bench-agent", "--master", &master.to_string(), "--state-dir"])
+        .env("RPICLUSTER_TOKEN", token)
+        .args(["slave", "--id", "bench-agent", "--master", &master.mqtts.to_string(), "--state-dir"])
         .arg(folder.path())
         .current_dir(folder.path())
         .stdout(Stdio::null())

@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use rpicluster_client::{Connection, Login, Trust};
 use rpicluster_protocol::{Details, SlaveId, TopicRoot, Vitals};
-use rpicluster_slave::{Behaviour, Slave, SlaveConfig};
+use rpicluster_slave::{Access, Behaviour, Slave, SlaveConfig};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+use crate::client::LOGIN;
 use crate::figure::Figures;
 use crate::peers::{Master, start_mosquitto, start_slave, wait_until};
 
@@ -69,7 +71,7 @@ fn one_agent(figures: &mut Figures) -> Result<()> {
     let master = Master::start(&[])?;
     let [mut resident, mut cpu] = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS {
-        let slave = start_slave(master.mqtt)?;
+        let slave = start_slave(&master)?;
         wait_until("the agent is online", || Ok(master.status()?["online"].as_u64() == Some(1)))?;
         let before = slave.cpu_time()?;
         std::thread::sleep(IDLE);
@@ -125,9 +127,11 @@ impl Slaves {
         let mut statuses = Vec::new();
         for number in 0..count {
             let id: SlaveId = format!("bench-{number}").parse()?;
-            let config =
-                SlaveConfig { master: master.to_string().parse()?, id: Some(id.clone()), ..SlaveConfig::default() };
-            let slave = Slave::new(config, TopicRoot::default(), Canned { id })?;
+            let (user, password) = (LOGIN.0.to_owned(), LOGIN.1.to_owned());
+            let connection = Connection::new(format!("mqtt://{master}").parse()?, &Trust::System, None)?;
+            let connection = connection.with_login(Login { user, password });
+            let config = SlaveConfig { id: Some(id.clone()), ..SlaveConfig::default() };
+            let slave = Slave::new(config, TopicRoot::default(), Access::Account(connection), Canned { id })?;
             statuses.push(slave.status());
             tasks.spawn_on(slave.run(std::future::pending()), runtime.handle());
         }

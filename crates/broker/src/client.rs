@@ -1,12 +1,13 @@
 //! A client by its id: what outlives its connections.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use crate::access::Permissions;
 use crate::codec::{CodecError, QoS, reason};
 use crate::config::Limits;
 use crate::message::Message;
@@ -30,12 +31,30 @@ pub(crate) struct Client {
     drained: Notify,
     /// Signals the connection that its outbox needs it.
     pub(crate) outbox_ready: Notify,
+    pub(crate) counts: Counts,
+}
+
+/// What has been counted of one client.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Messages received from it.
+    pub(crate) received: AtomicU64,
+    /// Messages sent to it.
+    pub(crate) sent: AtomicU64,
+    /// Messages for it that were dropped, whatever the reason.
+    pub(crate) dropped: AtomicU64,
+    /// Its publications and subscriptions that were refused.
+    pub(crate) refused: AtomicU64,
+    /// Times it was not read for a while because it sent too fast.
+    pub(crate) throttled: AtomicU64,
 }
 
 /// Whether a connection is there, and what waits while none is.
 #[derive(Debug, Default)]
 pub(crate) struct Place {
     pub(crate) connected: bool,
+    /// Whose it is, since the first connection.
+    pub(crate) account: Option<Arc<str>>,
     /// Kept between connections.
     pub(crate) session: Option<Box<Session>>,
     /// When the kept session ends.
@@ -91,6 +110,8 @@ pub(crate) struct Queued {
 #[derive(Debug, Default)]
 struct Outbox {
     connected: bool,
+    /// What its owner may see.
+    permissions: Arc<Permissions>,
     /// The reason code with which the connection must end.
     closing: Option<u8>,
     queue: VecDeque<Queued>,
@@ -109,6 +130,8 @@ pub(crate) enum Pushed {
     Dropped,
     /// Not kept: a message at QoS 0 for a client that is away.
     Away,
+    /// Not for this client's eyes.
+    Hidden,
     /// The session must end: it cannot hold a message at QoS 1 or 2.
     Overflow,
 }
@@ -125,6 +148,7 @@ impl Client {
             congested,
             drained: Notify::new(),
             outbox_ready: Notify::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -137,9 +161,10 @@ impl Client {
     }
 
     /// Opens the outbox for a new connection.
-    pub(crate) fn open_outbox(&self) {
+    pub(crate) fn open_outbox(&self, permissions: &Arc<Permissions>) {
         let mut outbox = self.outbox();
         outbox.connected = true;
+        outbox.permissions = Arc::clone(permissions);
         outbox.closing = None;
     }
 
@@ -173,6 +198,11 @@ impl Client {
         self.outbox().congested
     }
 
+    /// How many messages wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.outbox().queue.len()
+    }
+
     /// Asks the connection to end with this reason code.
     pub(crate) fn close(&self, reason: u8) {
         self.outbox().closing.get_or_insert(reason);
@@ -190,6 +220,9 @@ impl Client {
         let at_most_once = queued.qos == QoS::AtMostOnce;
         if at_most_once && !outbox.connected {
             return Pushed::Away;
+        }
+        if outbox.permissions.hides(queued.message.topic()) {
+            return Pushed::Hidden;
         }
         if outbox.closing == Some(reason::QUOTA_EXCEEDED) {
             return Pushed::Dropped;
@@ -331,7 +364,7 @@ mod tests {
     #[test]
     fn a_full_outbox_drops_the_oldest_at_qos_0_and_never_one_at_qos_1() {
         let client = Client::new("a".into(), 1, Arc::default());
-        client.open_outbox();
+        client.open_outbox(&Arc::default());
         let limits = limits(2);
         assert_eq!(client.push(queued(QoS::AtMostOnce, "1"), &limits), Pushed::Queued);
         assert_eq!(client.push(queued(QoS::AtLeastOnce, "2"), &limits), Pushed::Queued);
@@ -347,7 +380,7 @@ mod tests {
     #[test]
     fn an_absent_client_keeps_only_what_is_above_qos_0() {
         let client = Client::new("a".into(), 1, Arc::default());
-        client.open_outbox();
+        client.open_outbox(&Arc::default());
         client.push(queued(QoS::AtMostOnce, "1"), &limits(9));
         client.push(queued(QoS::AtLeastOnce, "2"), &limits(9));
         client.close_outbox(true);
@@ -359,7 +392,7 @@ mod tests {
     #[test]
     fn the_window_holds_back_qos_1_in_order() {
         let client = Client::new("a".into(), 1, Arc::default());
-        client.open_outbox();
+        client.open_outbox(&Arc::default());
         for payload in ["1", "2", "3"] {
             client.push(queued(QoS::AtLeastOnce, payload), &limits(9));
         }
@@ -372,7 +405,7 @@ mod tests {
     fn a_half_full_outbox_is_congested_until_it_is_a_quarter_full() {
         let count = Arc::new(AtomicUsize::new(0));
         let client = Client::new("a".into(), 1, Arc::clone(&count));
-        client.open_outbox();
+        client.open_outbox(&Arc::default());
         let limits = limits(8);
         let mut taken = Vec::new();
         let mut states = Vec::new();

@@ -24,6 +24,12 @@ pub struct BrokerConfig {
 pub struct Listener {
     /// Address and port; port 0 takes a free one.
     pub address: SocketAddr,
+    /// Whether connections are encrypted (TLS 1.2 or 1.3).
+    #[serde(default)]
+    pub tls: bool,
+    /// Whether clients that name no user are let in; what they may do is not the broker's to say.
+    #[serde(default)]
+    pub anonymous: bool,
 }
 
 /// What one client, and all of them, may use. Beyond a limit a client gets the standard's answer, and it is counted.
@@ -34,7 +40,9 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once from one address.
     pub connections_per_address: usize,
-    /// Time for a new connection to send its CONNECT.
+    /// Connections at once from one address that have not been let in yet.
+    pub pending_per_address: usize,
+    /// Time for a new connection to send its CONNECT, the TLS handshake included.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
     /// Time for a client to take what was sent to it.
@@ -111,9 +119,10 @@ pub struct ConfigError {
 
 impl Default for BrokerConfig {
     fn default() -> Self {
-        let local = Listener { address: (Ipv4Addr::LOCALHOST, 1883).into() };
+        let local = Listener { address: (Ipv4Addr::LOCALHOST, 1883).into(), tls: false, anonymous: true };
+        let cluster = Listener { address: (Ipv4Addr::UNSPECIFIED, 8883).into(), tls: true, anonymous: false };
         BrokerConfig {
-            listeners: BTreeMap::from([("local".to_owned(), local)]),
+            listeners: BTreeMap::from([("local".to_owned(), local), ("cluster".to_owned(), cluster)]),
             limits: Limits::default(),
             router: RouterConfig::default(),
         }
@@ -125,6 +134,7 @@ impl Default for Limits {
         Limits {
             connections: 10_000,
             connections_per_address: 5_000,
+            pending_per_address: 1_500,
             connect_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
             packet_bytes: 64 * 1024,
@@ -173,6 +183,8 @@ impl BrokerConfig {
         check((1..=1_000_000).contains(&connections), "limits.connections", connections, "from 1 to 1000000")?;
         let each = limits.connections_per_address;
         check(each > 0, "limits.connections_per_address", each, "at least 1")?;
+        let pending = limits.pending_per_address;
+        check(pending > 0, "limits.pending_per_address", pending, "at least 1")?;
         timeout("limits.connect_timeout", limits.connect_timeout)?;
         timeout("limits.write_timeout", limits.write_timeout)?;
         let packet = (1024..=1024 * 1024).contains(&packet_bytes);

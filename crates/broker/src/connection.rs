@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tracing::info;
 
 use crate::allowance::Allowance;
 use crate::client::{Queued, Step};
@@ -20,6 +21,7 @@ use crate::message::{Message, Parts};
 use crate::router::RouterStopped;
 use crate::stats::Stats;
 use crate::subscriptions::Wish;
+use crate::topic::quoted;
 
 /// How much is read at once, and about how much is encoded ahead of the socket.
 const CHUNK: usize = 16 * 1024;
@@ -46,6 +48,8 @@ pub(crate) struct Connection<R, W> {
     output: Vec<u8>,
     /// How much of `output` has been written.
     written: usize,
+    /// Written, but perhaps kept back by the encryption.
+    unflushed: bool,
     held: Option<Held>,
     last_received: Instant,
     /// Since when the peer has not taken any output.
@@ -60,6 +64,7 @@ pub(crate) struct Connection<R, W> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
     pub(crate) version: Version,
+    pub(crate) encrypted: bool,
     /// 1.5 times the keep alive (MQTT 3.1.2.10), or `None` if it is 0.
     pub(crate) silence_max: Option<Duration>,
     /// How many messages at QoS 1 and 2 may be in flight to the client.
@@ -137,6 +142,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             input,
             output,
             written: 0,
+            unflushed: false,
             held: None,
             last_received: Instant::now(),
             stalled_since: None,
@@ -169,13 +175,15 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             End::Codec(error) => (Some(error.reason()), true),
             // MQTT 3.1.2.5: a server that shuts down may leave wills unpublished; the sessions end with it.
             End::Closed(reason::SERVER_SHUTTING_DOWN) => (Some(reason::SERVER_SHUTTING_DOWN), false),
+            // Its account is gone: nothing more is said in its name.
+            End::Closed(reason::ADMINISTRATIVE_ACTION) => (Some(reason::ADMINISTRATIVE_ACTION), false),
             End::Closed(code) => (Some(code), true),
             End::Router(_) => (None, false),
         };
         if !keeps_will {
             self.attachment.will = None;
         }
-        if matches!(end, End::Closed(reason::QUOTA_EXCEEDED)) {
+        if matches!(end, End::Closed(reason::QUOTA_EXCEEDED | reason::ADMINISTRATIVE_ACTION)) {
             self.attachment.expiry = 0;
         }
         let Connection { attachment, settings, mut write, mut output, written, .. } = self;
@@ -212,6 +220,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                 }
                 Event::Refilled => {
                     Stats::add(&self.hub.stats.throttled, 1);
+                    Stats::add(&self.attachment.client.counts.throttled, 1);
                     self.last_received = Instant::now();
                 }
                 Event::Timer => {
@@ -229,7 +238,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         let reads = throttled.is_none() && self.may_read();
         tokio::select! {
             biased;
-            result = self.write.write(&self.output[self.written..]), if unsent => Event::Written(result),
+            result = write_some(&mut self.write, &self.output[self.written..]), if unsent || self.unflushed => {
+                Event::Written(result)
+            }
             () = self.attachment.client.outbox_ready.notified() => Event::Outbox,
             result = settled(&mut self.held) => Event::Settled(result),
             result = read_some(&mut self.read, &mut self.input), if reads => Event::Read(result),
@@ -242,7 +253,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         let count = result.map_err(|_| End::Lost)?;
         Stats::add(&self.hub.stats.bytes_sent, count as u64);
         self.written += count;
-        self.stalled_since = None;
+        self.unflushed = self.settings.encrypted && count > 0;
+        self.stalled_since = self.unflushed.then(Instant::now);
         if self.written == self.output.len() {
             self.written = 0;
             self.output.clear();
@@ -368,9 +380,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             return Err(End::Closed(reason::RECEIVE_MAXIMUM_EXCEEDED));
         }
         Stats::add(&self.hub.stats.messages_received, 1);
-        if !self.hub.access.publish(publish.topic) {
-            Stats::add(&self.hub.stats.publishes_refused, 1);
-            self.refuse(qos, packet_id);
+        Stats::add(&self.attachment.client.counts.received, 1);
+        if !self.attachment.permissions.may_publish(publish.topic) {
+            self.refuse(publish.topic, qos, packet_id);
             return Ok(());
         }
         let parts = Parts {
@@ -412,7 +424,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     }
 
     /// Answers a PUBLISH that is not let through. MQTT 3.1.1 has no refusal: it is acknowledged and goes nowhere (3.3.5-2).
-    fn refuse(&mut self, qos: QoS, packet_id: u16) {
+    fn refuse(&mut self, topic: &str, qos: QoS, packet_id: u16) {
+        let client = &self.attachment.client;
+        self.hub.count_refusal(client, &self.hub.stats.publishes_refused);
+        if self.hub.refusals.allows() {
+            info!(client = ?client.id, topic = quoted(topic), "PUBLISH refused; more are counted");
+        }
         match (self.settings.version, qos) {
             (Version::V4, _) => self.acknowledge(qos, packet_id),
             (Version::V5, QoS::AtMostOnce) => {}
@@ -513,6 +530,15 @@ async fn settled(held: &mut Option<Held>) -> Result<(), RouterStopped> {
         Some(held) => held.until.as_mut().await,
         None => std::future::pending().await,
     }
+}
+
+/// Writes once, or pushes out what was written if there is nothing more; how much.
+async fn write_some(write: &mut (impl AsyncWrite + Unpin), output: &[u8]) -> std::io::Result<usize> {
+    if output.is_empty() {
+        write.flush().await?;
+        return Ok(0);
+    }
+    write.write(output).await
 }
 
 async fn pause(time: Option<Duration>) {

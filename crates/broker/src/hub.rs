@@ -1,5 +1,7 @@
 //! Where clients meet: who is connected, who subscribed to what, what is retained, which sessions and wills are kept.
 
+mod admin;
+
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -7,19 +9,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use crate::access::Access;
+use crate::access::{Authenticator, Identity, Permissions};
 use crate::client::{Client, Place, Pushed, Queued, Session};
 use crate::codec::{QoS, RetainHandling, reason};
 use crate::config::{Limits, SlowSubscriber};
-use crate::message::{Clock, Message, Parts};
+use crate::message::{Clock, Message};
 use crate::retained::Retained;
 use crate::router::{Reader, Router, RouterStopped};
 use crate::stats::{Stats, Throttle};
 use crate::subscriptions::{Subscriptions, Wish};
 use crate::sys;
-use crate::topic::{is_valid_filter, matches};
+use crate::topic::{is_valid_filter, matches, quoted};
 
 /// How long a newcomer waits for the connection it takes over; far more than that one needs.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +29,7 @@ const EVICTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// What all connections share.
 pub(crate) struct Hub {
     pub(crate) router: Router,
-    pub(crate) access: Access,
+    pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) limits: Limits,
     pub(crate) stats: Arc<Stats>,
     pub(crate) clock: Clock,
@@ -43,6 +45,8 @@ pub(crate) struct Hub {
     congested: Arc<AtomicUsize>,
     /// Sessions kept for clients that are away.
     away: AtomicUsize,
+    /// How often the sessions of an account were ended.
+    endings: AtomicU64,
     slow_readers: Throttle,
     pub(crate) refusals: Throttle,
 }
@@ -58,6 +62,7 @@ pub(crate) struct Attachment {
     hub: Arc<Hub>,
     pub(crate) client: Arc<Client>,
     pub(crate) session: Box<Session>,
+    pub(crate) permissions: Arc<Permissions>,
     /// The session was there before (MQTT 3.2.2.2).
     pub(crate) present: bool,
     /// Seconds that the session outlives the connection.
@@ -69,15 +74,16 @@ pub(crate) struct Attachment {
 /// Who asks for a place.
 pub(crate) struct Arrival<'a> {
     pub(crate) client_id: &'a str,
+    pub(crate) identity: Identity,
     pub(crate) clean_start: bool,
     pub(crate) expiry: u32,
 }
 
 impl Hub {
-    pub(crate) fn new(router: Router, access: Access, limits: Limits, stats: Arc<Stats>) -> Hub {
+    pub(crate) fn new(router: Router, authenticator: Arc<dyn Authenticator>, limits: Limits, stats: Arc<Stats>) -> Hub {
         Hub {
             router,
-            access,
+            authenticator,
             limits,
             stats,
             clock: Clock::start(),
@@ -89,6 +95,7 @@ impl Hub {
             last_number: AtomicU64::new(0),
             congested: Arc::default(),
             away: AtomicUsize::new(0),
+            endings: AtomicU64::new(0),
             slow_readers: Throttle::default(),
             refusals: Throttle::default(),
         }
@@ -174,8 +181,9 @@ impl Hub {
         let dropped = match pushed {
             Pushed::Displaced(count) => count,
             Pushed::Dropped => 1,
-            Pushed::Queued | Pushed::Away | Pushed::Overflow => return pushed,
+            Pushed::Queued | Pushed::Away | Pushed::Hidden | Pushed::Overflow => return pushed,
         };
+        Stats::add(&client.counts.dropped, dropped);
         Stats::add(&self.stats.dropped_slow_reader, dropped);
         if self.slow_readers.allows() {
             warn!(client = ?client.id, "reads too slowly: messages to it are dropped and counted");
@@ -265,19 +273,27 @@ impl Hub {
     /// Gives a connection the place of its client id; who held it before leaves first, with its will (MQTT 3.1.4-2).
     ///
     /// # Errors
-    /// A reason code for CONNACK if the one before does not leave in time; the outer error if the router has stopped.
+    /// A reason code for CONNACK if the place is another account's, or the one before does not leave in time; the outer
+    /// error if the router has stopped.
     pub(crate) async fn attach(self: &Arc<Hub>, arrival: Arrival<'_>) -> Result<Result<Attachment, u8>, RouterStopped> {
         loop {
             let client = self.client(arrival.client_id);
             let gate = client.gate.lock().await;
-            if tokio::time::timeout(EVICTION_TIMEOUT, self.evict(&client)).await.is_err() {
+            let Identity { account, owns_client_id, permissions } = &arrival.identity;
+            let is_others = client.place().account.as_ref().is_some_and(|held| held != account);
+            if is_others && !owns_client_id {
+                return Ok(Err(reason::CLIENT_ID_NOT_VALID));
+            }
+            let evicted = self.evict(&client, reason::SESSION_TAKEN_OVER);
+            if tokio::time::timeout(EVICTION_TIMEOUT, evicted).await.is_err() {
                 return Ok(Err(reason::SERVER_BUSY));
             }
             if !self.is_known(&client) {
                 // It was forgotten while this connection waited, or as the one before left nothing behind.
                 continue;
             }
-            self.publish_old_will(&client, arrival.clean_start).await?;
+            let clean_start = arrival.clean_start || is_others;
+            self.publish_old_will(&client, clean_start).await?;
             // From here on nothing is awaited: a newcomer that gives up must not take the session with it.
             let kept = {
                 let mut place = client.place();
@@ -289,23 +305,39 @@ impl Hub {
                 self.away.fetch_sub(1, Ordering::Relaxed);
             }
             let kept = match kept {
-                Some(session) if arrival.clean_start => {
+                Some(session) if clean_start => {
                     client.close_outbox(false);
                     self.end_session(&mut lock(&self.table), &client, &session);
                     None
                 }
-                kept => kept,
+                Some(mut session) => {
+                    self.withdraw(&mut session, &client, permissions);
+                    Some(session)
+                }
+                None => None,
             };
             let present = kept.is_some();
             let session = kept.unwrap_or_else(|| {
                 Stats::add(&self.stats.sessions_now, 1);
                 Box::default()
             });
-            client.place().connected = true;
-            client.open_outbox();
+            {
+                let mut place = client.place();
+                place.connected = true;
+                place.account = Some(Arc::clone(account));
+            }
+            client.open_outbox(permissions);
             drop(gate);
-            let hub = Arc::clone(self);
-            return Ok(Ok(Attachment { hub, client, session, present, expiry: arrival.expiry, will: None }));
+            let (hub, permissions) = (Arc::clone(self), Arc::clone(permissions));
+            return Ok(Ok(Attachment {
+                hub,
+                client,
+                session,
+                permissions,
+                present,
+                expiry: arrival.expiry,
+                will: None,
+            }));
         }
     }
 
@@ -324,13 +356,15 @@ impl Hub {
     }
 
     /// Makes the connection that holds the client leave.
-    async fn evict(&self, client: &Client) {
+    async fn evict(&self, client: &Client, code: u8) {
         loop {
             if !client.place().connected {
                 return;
             }
-            client.close(reason::SESSION_TAKEN_OVER);
-            Stats::add(&self.stats.takeovers, 1);
+            client.close(code);
+            if code == reason::SESSION_TAKEN_OVER {
+                Stats::add(&self.stats.takeovers, 1);
+            }
             client.vacated.notified().await;
         }
     }
@@ -373,11 +407,14 @@ impl Hub {
 
     /// Adds a subscription and queues the retained messages that it asks for. The reason code for SUBACK.
     pub(crate) fn subscribe(&self, attachment: &mut Attachment, filter: &str, wish: Wish) -> u8 {
-        let Attachment { client, session, .. } = attachment;
+        let Attachment { client, session, permissions, .. } = attachment;
         let refusal = if !is_valid_filter(filter, self.limits.filter_levels) {
             Some(reason::TOPIC_FILTER_INVALID)
-        } else if let Err(refusal) = self.access.subscribe(filter) {
-            Some(refusal)
+        } else if filter.starts_with("$share/") {
+            // MQTT 5 3.2.2.3.13: shared subscriptions are declined in CONNACK.
+            Some(reason::SHARED_NOT_SUPPORTED)
+        } else if !permissions.may_subscribe(filter) {
+            Some(reason::NOT_AUTHORIZED)
         } else if !session.subscriptions.contains_key(filter)
             && session.subscriptions.len() >= self.limits.subscriptions
         {
@@ -386,12 +423,15 @@ impl Hub {
             None
         };
         if let Some(refusal) = refusal {
-            Stats::add(&self.stats.subscriptions_refused, 1);
+            self.count_refusal(client, &self.stats.subscriptions_refused);
+            if refusal == reason::NOT_AUTHORIZED && self.refusals.allows() {
+                info!(client = ?client.id, filter = quoted(filter), "SUBSCRIBE refused; more are counted");
+            }
             return refusal;
         }
         let table = &mut *lock(&self.table);
         if table.subscriptions.len() >= self.limits.subscriptions_total && !session.subscriptions.contains_key(filter) {
-            Stats::add(&self.stats.subscriptions_refused, 1);
+            self.count_refusal(client, &self.stats.subscriptions_refused);
             return reason::QUOTA_EXCEEDED;
         }
         table.subscriptions.insert(filter, client, wish);
@@ -422,33 +462,10 @@ impl Hub {
         wish.options.qos as u8
     }
 
-    /// Tells those who subscribed to the `$SYS` tree what it says, for ever.
-    pub(crate) async fn report(&self) -> Infallible {
-        loop {
-            tokio::time::sleep(sys::INTERVAL).await;
-            let mut table = lock(&self.table);
-            if table.subscriptions.has_below(sys::ROOT) {
-                for message in self.sys_messages() {
-                    self.dispatch(&mut table, &message);
-                }
-            }
-        }
-    }
-
-    fn sys_messages(&self) -> Vec<Message> {
-        let message = |(topic, payload): (&str, String)| {
-            let parts = Parts {
-                topic,
-                payload: payload.as_bytes(),
-                qos: QoS::AtMostOnce,
-                retain: false,
-                publisher: 0,
-                expiry: None,
-                properties: &[],
-            };
-            Message::new(parts, self.clock)
-        };
-        sys::report(&self.stats, self.clock.elapsed()).into_iter().map(message).collect()
+    /// Counts what a client was refused, by kind and by client.
+    pub(crate) fn count_refusal(&self, client: &Client, kind: &AtomicU64) {
+        Stats::add(kind, 1);
+        Stats::add(&client.counts.refused, 1);
     }
 
     /// Takes a subscription away. The reason code for UNSUBACK.

@@ -29,10 +29,14 @@ stats! {
     connections_now,
     /// Connections closed because there were too many.
     connections_refused,
-    /// Connections that sent no CONNECT in time.
+    /// Connections that sent no CONNECT in time, the TLS handshake included.
     connect_timeouts,
+    /// TLS handshakes that failed.
+    tls_failures,
     /// CONNECTs refused by access rules or for their client id.
     connects_refused,
+    /// Those among them that may have been guesses: a wrong user name, password or token.
+    guesses,
     /// Connections cut for bytes that the standard forbids.
     protocol_errors,
     /// Connections taken over by a later one with the same client id.
@@ -101,6 +105,29 @@ impl Stats {
     pub(crate) fn set(counter: &AtomicU64, value: u64) {
         counter.store(value, Ordering::Relaxed);
     }
+}
+
+/// One client of the broker, connected or with a session that is kept, and what was counted of it since it is one.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ClientReport {
+    /// Its client id.
+    pub client_id: String,
+    /// Whose it is.
+    pub account: String,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// Messages that wait for it now.
+    pub waiting: usize,
+    /// Messages received from it.
+    pub received: u64,
+    /// Messages sent to it.
+    pub sent: u64,
+    /// Messages for it that were dropped.
+    pub dropped: u64,
+    /// Publications and subscriptions of it that were refused.
+    pub refused: u64,
+    /// Times it was not read for a while because it sent too fast.
+    pub throttled: u64,
 }
 
 /// Lets one event in an interval through, so that a flood of them is one log line.

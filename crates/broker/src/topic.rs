@@ -1,7 +1,7 @@
 //! Topic names and topic filters (MQTT 4.7).
 
-/// What is wrong with a filter, or `None` (MQTT 4.7.1).
-pub(crate) fn is_valid_filter(filter: &str, levels_max: usize) -> bool {
+/// Whether a text is a topic filter (MQTT 4.7.1) of at most so many levels.
+pub fn is_valid_filter(filter: &str, levels_max: usize) -> bool {
     if filter.is_empty() {
         return false;
     }
@@ -97,6 +97,12 @@ pub(crate) fn standing(filter: &str, topic: &str) -> Standing {
         at += level.len() + 1;
     }
     if at > topic.len() { Standing::Matches } else { exhausted(last_wildcard.max(Some(at - 1))) }
+}
+
+/// A topic or filter for the log: who chose it is a stranger.
+pub(crate) fn quoted(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 100;
+    format!("{:?}", text.chars().take(CHARACTERS_MAX).collect::<String>())
 }
 
 #[cfg(test)]

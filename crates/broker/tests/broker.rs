@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{BOTH, Hello, Raw, TestBroker, framed, lasting, patient, text, until};
-use rpicluster_broker::{Broker, BrokerConfig, Outgoing, QoS};
+use rpicluster_broker::{Broker, BrokerConfig, Outgoing, QoS, Security};
 
 #[tokio::test]
 async fn delivers_at_the_lower_qos_of_publish_and_subscription() {
@@ -316,13 +316,6 @@ async fn refusals_are_the_standards() {
     client.send(b"\x10\x0c\x00\x04MQTT\x06\x02\x00\x00\x00\x00").await;
     assert_eq!(client.packet().await, (0x20, vec![0, 1]));
     client.closed().await;
-    // The master's own id.
-    for (v5, code) in [(false, 2), (true, 0x85)] {
-        let mut client = Raw::open(&broker, v5).await;
-        client.send(&Hello { client_id: "master", ..Hello::default() }.bytes(v5)).await;
-        assert_eq!(client.packet().await.1[1], code);
-        client.closed().await;
-    }
     for v5 in BOTH {
         let mut client = Raw::connect(&broker, v5, "c").await;
         assert_eq!(client.subscribe("a/#/b", 0).await, if v5 { 0x8f } else { 0x80 });
@@ -383,8 +376,9 @@ async fn the_link_speaks_and_hears_with_mqtt_5_request_and_response() {
 #[tokio::test]
 async fn seeded_messages_are_retained_and_the_link_is_given_once() {
     let mut config = BrokerConfig::default();
+    config.listeners.retain(|name, _| name == "local");
     config.listeners.values_mut().for_each(|listener| listener.address.set_port(0));
-    let broker = Broker::bind(config).await.unwrap();
+    let broker = Broker::bind(config, Security::trusting()).await.unwrap();
     broker.seed_retained("a/b", b"seed");
     assert!(broker.link(vec![]).is_ok() && broker.link(vec![]).is_err());
     assert_eq!(broker.stats().snapshot()["retained_now"], 1);
@@ -394,8 +388,9 @@ async fn seeded_messages_are_retained_and_the_link_is_given_once() {
 async fn a_taken_port_is_named_with_its_cause() {
     let broker = TestBroker::start(|_| {}).await;
     let mut config = BrokerConfig::default();
+    config.listeners.retain(|name, _| name == "local");
     config.listeners.values_mut().for_each(|listener| listener.address = broker.address);
-    let error = Broker::bind(config).await.err().unwrap().to_string();
+    let error = Broker::bind(config, Security::trusting()).await.err().unwrap().to_string();
     let expected = format!("listener local: cannot listen on {}: Address already in use", broker.address);
     assert!(error.starts_with(&expected), "{error}");
 }

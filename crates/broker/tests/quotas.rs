@@ -293,3 +293,21 @@ async fn what_is_awaited_of_absent_clients_does_not_grow_with_their_comings_and_
         assert_eq!(broker.stat("deadlines_now"), 1, "the regular's session");
     }
 }
+
+#[tokio::test]
+async fn those_who_have_not_been_let_in_yet_are_limited_by_their_address() {
+    let broker = TestBroker::start(|config| config.limits.pending_per_address = 2).await;
+    // Who has been let in does not count.
+    let mut inside = [Raw::connect(&broker, false, "a").await, Raw::connect(&broker, true, "b").await];
+    let silent = [Raw::open(&broker, false).await, Raw::open(&broker, true).await];
+    until(|| broker.stat("connections_now") == 4).await;
+    let mut refused = Raw::open(&broker, true).await;
+    refused.closed().await;
+    assert_eq!(broker.stat("connections_refused"), 1);
+    for client in &mut inside {
+        client.quiet().await;
+    }
+    drop(silent);
+    until(|| broker.stat("connections_now") == 2).await;
+    Raw::connect(&broker, true, "c").await.quiet().await;
+}

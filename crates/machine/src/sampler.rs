@@ -149,7 +149,8 @@ fn cpu_frequency(file: &str) -> Option<u32> {
     parse::megahertz(&read(Path::new(CPUFREQ).join(file))?)
 }
 
-fn addresses() -> Vec<String> {
+/// The addresses by which others reach this machine, sorted: neither loopback nor link-local.
+pub fn addresses() -> Vec<String> {
     let Ok(networks) = Networks::new_with_refreshed_list() else { return Vec::new() };
     let addresses = networks.values().flat_map(|network| network.ip_networks()).map(|network| network.addr);
     parse::reachable(addresses, ADDRESSES_MAX)

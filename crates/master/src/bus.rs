@@ -94,7 +94,14 @@ impl<P: Publish> Bus<P> {
     }
 
     fn deliver(&mut self, topic: &str, payload: Bytes, wishes: Wishes, at: Moment) {
+        if payload.is_empty() && self.is_farewell(topic, &wishes) {
+            return;
+        }
         let Some(Route { leaf, slave, mailbox }) = self.route(topic, at) else { return };
+        if slave.is_removed() {
+            self.counters.refused.count();
+            return;
+        }
         slave.counters.received.count();
         // A `state` may be a will, or the master's own: whether it is a sign of life is decided where it is read.
         if leaf != Upward::State && slave.pulse.beat(at) {
@@ -106,10 +113,24 @@ impl<P: Publish> Bus<P> {
     }
 
     /// Tells the engine of a sign of life that it waits for, without waiting ourselves.
-    fn report(&self, slave: &Slave, at: Moment) {
-        if self.world.engine.try_send(Input::Sign { slave: slave.id.clone(), at }).is_err() {
+    fn report(&self, slave: &Arc<Slave>, at: Moment) {
+        if self.world.engine.try_send(Input::Sign { slave: slave.clone(), at }).is_err() {
             slave.pulse.ask_again(at);
         }
+    }
+
+    /// Whether this is the last message of a removed slave. Then nothing of it is left here: who comes back is new.
+    fn is_farewell(&mut self, topic: &str, wishes: &Wishes) -> bool {
+        let Some(mark) = &wishes.correlation_data else { return false };
+        let Ok(Topic::From(id, Upward::State)) = self.world.root.parse(topic) else { return false };
+        let is_farewell = self.world.view.farewell(&id, mark);
+        if is_farewell {
+            self.routes.retain(|_, route| route.slave.id != id);
+            if let Some((_, mailbox)) = self.slaves.remove(&id) {
+                mailbox.close();
+            }
+        }
+        is_farewell
     }
 
     /// Where a topic leads; nowhere if it means nothing or its slave is one too many.
@@ -128,7 +149,12 @@ impl<P: Publish> Bus<P> {
         let Some((slave, mailbox)) = self.slave(&id) else {
             self.counters.refused.count();
             if let Some(permit) = self.log.permit(at) {
-                warn!(slave = %id, suppressed = permit.suppressed(), "slave refused: master.slaves_max are known already");
+                let suppressed = permit.suppressed();
+                if self.world.view.is_leaving(&id) {
+                    warn!(slave = %id, suppressed, "message of a slave that was just removed");
+                } else {
+                    warn!(slave = %id, suppressed, "slave refused: master.slaves_max are known already");
+                }
             }
             return None;
         };

@@ -34,22 +34,35 @@ pub(crate) enum Command {
     Announce(SlaveId),
     /// Write a slave's retained `state` again.
     RewriteRetained(SlaveId, State),
+    /// Take the retained messages of a slave away that was removed. With the last of them goes a mark (as Correlation
+    /// Data) by which the bus knows that all that was said in that slave's name has come.
+    Farewell(SlaveId, Bytes),
 }
 
 impl Command {
-    fn message(&self, root: &TopicRoot) -> Result<Outgoing, MessageError> {
-        let (topic, payload, retain) = match self {
+    /// What is to be published, in this order.
+    fn messages(&self, root: &TopicRoot) -> Result<Vec<Outgoing>, MessageError> {
+        let message = |topic: Topic, payload: Vec<u8>, retain, correlation_data| Outgoing {
+            topic: root.name(&topic),
+            payload: Bytes::from(payload),
+            qos: QoS::AtLeastOnce,
+            retain,
+            correlation_data,
+        };
+        Ok(match self {
             Command::Announce(slave) => {
-                let topic = Topic::To(slave.clone(), Downward::Command);
-                (topic, encode_to_slave(&Envelope::new(ToSlave::Announce))?, false)
+                let payload = encode_to_slave(&Envelope::new(ToSlave::Announce))?;
+                vec![message(Topic::To(slave.clone(), Downward::Command), payload, false, None)]
             }
             Command::RewriteRetained(slave, state) => {
-                let topic = Topic::From(slave.clone(), Upward::State);
-                (topic, encode_from_slave(&Envelope::new(FromSlave::State(state.clone())))?, true)
+                let payload = encode_from_slave(&Envelope::new(FromSlave::State(state.clone())))?;
+                vec![message(Topic::From(slave.clone(), Upward::State), payload, true, None)]
             }
-        };
-        let payload = Bytes::from(payload);
-        Ok(Outgoing { topic: root.name(&topic), payload, qos: QoS::AtLeastOnce, retain, correlation_data: None })
+            Command::Farewell(slave, mark) => vec![
+                message(Topic::From(slave.clone(), Upward::Details), Vec::new(), true, None),
+                message(Topic::From(slave.clone(), Upward::State), Vec::new(), true, Some(mark.clone())),
+            ],
+        })
     }
 }
 
@@ -72,12 +85,24 @@ pub(crate) async fn send<P: Publish>(
             settle(Some(sent), &counters)?;
         }
         // Its parts are bounded when they come in: only a bug makes a command too long.
-        let Ok(message) = command.message(&root) else {
+        let Ok(messages) = command.messages(&root) else {
             counters.commands_dropped.count();
             continue;
         };
-        let publisher = publisher.clone();
-        under_way.spawn(async move { tokio::time::timeout(SENDING_TIME_MAX, publisher.publish(message)).await });
+        if matches!(command, Command::Farewell(..)) {
+            // What is under way may be a state of this very slave, and this must be the last that is said of it.
+            while let Some(sent) = under_way.join_next().await {
+                settle(Some(sent), &counters)?;
+            }
+            for message in messages {
+                publisher.publish(message).await?;
+            }
+            continue;
+        }
+        for message in messages {
+            let publisher = publisher.clone();
+            under_way.spawn(async move { tokio::time::timeout(SENDING_TIME_MAX, publisher.publish(message)).await });
+        }
         if matches!(command, Command::Announce(_)) {
             tokio::time::sleep(ANNOUNCE_PAUSE).await;
         }
@@ -130,6 +155,27 @@ mod tests {
         assert_eq!((rewritten.topic.as_str(), rewritten.retain), ("rpicluster/from/a/state", true));
         let announce = published.recv().await.unwrap();
         assert_eq!((announce.topic.as_str(), announce.retain), ("rpicluster/to/b/command", false));
+        drop(sender);
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_farewell_takes_both_retained_messages_away_and_is_the_last_that_is_said() {
+        let (publisher, mut published) = FakePublisher::new();
+        publisher.stall("rpicluster/to/pi/command");
+        let counters = Arc::new(MasterCounters::default());
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let task = tokio::spawn(send(commands, TopicRoot::default(), publisher, counters.clone()));
+        let pi: SlaveId = "pi".parse().unwrap();
+        sender.send(Command::Announce(pi.clone())).await.unwrap();
+        sender.send(Command::Farewell(pi, Bytes::from_static(b"mark"))).await.unwrap();
+        let details = published.recv().await.unwrap();
+        assert_eq!(counters.commands_dropped.get(), 1, "what was under way has ended before");
+        assert_eq!((details.topic.as_str(), &details.payload[..]), ("rpicluster/from/pi/details", &b""[..]));
+        let state = published.recv().await.unwrap();
+        assert_eq!((state.topic.as_str(), state.payload.len()), ("rpicluster/from/pi/state", 0));
+        assert_eq!(state.correlation_data.as_deref(), Some(&b"mark"[..]));
+        assert!(details.retain && state.retain);
         drop(sender);
         task.await.unwrap().unwrap();
     }

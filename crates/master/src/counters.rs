@@ -54,7 +54,7 @@ pub(crate) struct SlaveFigures {
 pub(crate) struct MasterCounters {
     /// Messages whose topic is not part of the protocol.
     pub(crate) unroutable: Counter,
-    /// Messages of clients beyond `slaves_max`.
+    /// Messages of clients beyond `slaves_max`, and of slaves that were just removed.
     pub(crate) refused: Counter,
     /// Commands and retained states that a stalled client's queue did not take in time.
     pub(crate) commands_dropped: Counter,

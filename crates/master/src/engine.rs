@@ -2,24 +2,26 @@
 //!
 //! It never waits on output. What a full queue does not take stays owed and is made again from what holds then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rpicluster_core::{Effect, Input as Core, Moment, Presence, Record};
 use rpicluster_protocol::{Liveness, SlaveId, State, Timestamp};
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
+use crate::access::Change;
 use crate::clock;
 use crate::commands::Command;
 use crate::counters::MasterCounters;
 use crate::health::{BEAT_INTERVAL, Health};
-use crate::loglimit::SharedLogLimit;
+use crate::loglimit::{Permit, SharedLogLimit};
 use crate::store::{Store, StoredSlave};
 use crate::tasks::RunError;
-use crate::view::View;
+use crate::view::{Slave, View};
 
 /// How many inputs are waiting at most; handlers of slaves wait beyond.
 pub(crate) const INPUTS_MAX: usize = 10_000;
@@ -33,15 +35,32 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Whoever was away for longer could not hear: silence during that time says nothing.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// What handlers and bus tell the engine, with the time when the bus took the message.
-#[derive(Debug, Clone, PartialEq)]
+/// What the engine is told. What handlers and bus say bears the time when the bus took the message, and the slave itself:
+/// one that was removed meanwhile is another than one that came back under its id.
+#[derive(Debug)]
 pub(crate) enum Input {
     /// A slave's `state`, of a protocol version that this master speaks.
-    Claim { slave: SlaveId, state: State, at: Moment },
+    Claim { slave: Arc<Slave>, state: State, at: Moment },
     /// A sign of life that the engine had asked for.
-    Sign { slave: SlaveId, at: Moment },
+    Sign { slave: Arc<Slave>, at: Moment },
     /// The slave's details in the view are new.
-    Details { slave: SlaveId },
+    Details { slave: Arc<Slave> },
+    /// Access changes: to be written at once. A slave that is removed is forgotten with that.
+    Commit { changes: Vec<Change>, done: oneshot::Sender<Result<(), NotWritten>> },
+    /// A removed slave has no sessions any more: its retained messages are to go, the last of them with this mark.
+    Farewell { slave: SlaveId, mark: Bytes },
+}
+
+/// The store could not write a change, which therefore does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the store cannot be written, so that nothing was changed: the master's log says why")]
+pub(crate) struct NotWritten;
+
+/// Changes, and who waits for them to be durable.
+#[derive(Debug)]
+struct Commit {
+    changes: Vec<Change>,
+    done: oneshot::Sender<Result<(), NotWritten>>,
 }
 
 /// See the module.
@@ -56,8 +75,10 @@ pub(crate) struct Engine {
     effects: Vec<Effect>,
     unsaved: BTreeSet<SlaveId>,
     saved_at: Moment,
+    commits: Vec<Commit>,
     rewrites_owed: BTreeSet<SlaveId>,
     announces_owed: BTreeSet<SlaveId>,
+    farewells_owed: BTreeMap<SlaveId, Bytes>,
     /// When bus and engine were last known to run, both.
     sound_at: Moment,
 }
@@ -97,8 +118,10 @@ impl Engine {
             effects,
             unsaved: BTreeSet::new(),
             saved_at: now,
+            commits: Vec::new(),
             rewrites_owed: BTreeSet::new(),
             announces_owed: BTreeSet::new(),
+            farewells_owed: BTreeMap::new(),
             sound_at: now,
         }
     }
@@ -121,7 +144,7 @@ impl Engine {
                 break;
             }
         }
-        self.save();
+        self.save(clock::now());
         Ok(())
     }
 
@@ -135,9 +158,9 @@ impl Engine {
             self.judge_silence(now);
         }
         self.apply(now, wall);
-        if now.since(self.saved_at) >= SAVE_INTERVAL && !self.unsaved.is_empty() {
-            self.save();
-            self.saved_at = now;
+        let is_due = now.since(self.saved_at) >= SAVE_INTERVAL && !self.unsaved.is_empty();
+        if is_due || !self.commits.is_empty() {
+            self.save(now);
         }
         self.pay();
         self.health.engine.beat(now);
@@ -150,16 +173,21 @@ impl Engine {
     }
 
     fn take(&mut self, input: Input) {
-        let (at, input) = match input {
-            // The embedded broker sends the master no kept copies: everything is said now.
-            Input::Claim { slave, state, at } => (at, Core::Claim { slave, state, retained: false }),
-            Input::Sign { slave, at } => (at, Core::Sign { slave }),
-            Input::Details { slave } => {
-                self.unsaved.insert(slave);
-                return;
+        match input {
+            Input::Claim { slave, .. } | Input::Sign { slave, .. } | Input::Details { slave } if slave.is_removed() => {
             }
-        };
-        self.presence.handle(at, input, &mut self.effects);
+            Input::Claim { slave, state, at } => {
+                // The embedded broker sends the master no kept copies: everything is said now.
+                let claim = Core::Claim { slave: slave.id.clone(), state, retained: false };
+                self.presence.handle(at, claim, &mut self.effects);
+            }
+            Input::Sign { slave, at } => {
+                self.presence.handle(at, Core::Sign { slave: slave.id.clone() }, &mut self.effects);
+            }
+            Input::Details { slave } => drop(self.unsaved.insert(slave.id.clone())),
+            Input::Commit { changes, done } => self.commits.push(Commit { changes, done }),
+            Input::Farewell { slave, mark } => drop(self.farewells_owed.insert(slave, mark)),
+        }
     }
 
     /// Tells core when bus or engine was away (stopped, suspended, a slow commit). Returns whether the bus hears now.
@@ -224,16 +252,42 @@ impl Engine {
         }
     }
 
-    /// One transaction for all that changed. What cannot be written stays and is tried again.
-    fn save(&mut self) {
+    /// One transaction for all that changed. What is known of slaves and cannot be written stays and is tried again; who
+    /// waits for a change of access is told.
+    fn save(&mut self, now: Moment) {
+        self.saved_at = now;
         let rows: Vec<StoredSlave> = self.unsaved.iter().filter_map(|id| self.row(id)).collect();
-        match self.store.save(&rows) {
+        let commits = std::mem::take(&mut self.commits);
+        let saved = self.store.save(&rows, commits.iter().flat_map(|commit| &commit.changes));
+        match &saved {
             Ok(()) => self.unsaved.clear(),
             Err(error) => {
                 self.counters.store_failures.count();
-                warn!(%error, slaves = rows.len(), "presence is not saved yet: trying again");
+                if let Some(suppressed) = self.log.permit(now).map(Permit::suppressed) {
+                    let (slaves, changes) = (rows.len(), commits.len());
+                    warn!(%error, slaves, changes, suppressed, "cannot save: slaves are tried again, changes refused");
+                }
             }
         }
+        for Commit { changes, done } in commits {
+            if saved.is_ok() {
+                changes.iter().for_each(|change| self.committed(change, now));
+            }
+            // Who waited may have gone with the runtime: what is written holds at the next start.
+            let _ = done.send(saved.as_ref().map(drop).map_err(|_| NotWritten));
+        }
+    }
+
+    /// What follows, for those who are known, from a change that was written.
+    fn committed(&mut self, change: &Change, now: Moment) {
+        let Change::SlaveRemoved(id) = change else { return };
+        // The view first: whatever is still said in its name is known by that to be nobody's.
+        self.view.remove(id);
+        // That its row is to go is all that follows, and it is gone.
+        self.presence.handle(now, Core::Remove { slave: id.clone() }, &mut Vec::new());
+        self.unsaved.remove(id);
+        self.rewrites_owed.remove(id);
+        self.announces_owed.remove(id);
     }
 
     fn row(&self, id: &SlaveId) -> Option<StoredSlave> {
@@ -259,6 +313,12 @@ impl Engine {
                 return;
             }
             self.announces_owed.pop_first();
+        }
+        while let Some((slave, mark)) = self.farewells_owed.first_key_value() {
+            if !offer(&self.commands, Command::Farewell(slave.clone(), mark.clone())) {
+                return;
+            }
+            self.farewells_owed.pop_first();
         }
     }
 }

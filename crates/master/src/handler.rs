@@ -15,7 +15,7 @@ use tracing::info;
 use crate::clock;
 use crate::engine::Input;
 use crate::loglimit::{LogLimit, Permit, Quoted, SharedLogLimit};
-use crate::mailbox::{BATCH_MAX, Mail, Mailbox, Wishes};
+use crate::mailbox::{Mail, Mailbox, Wishes};
 use crate::publish::Publish;
 use crate::slave_list::SlaveList;
 use crate::view::{Slave, View};
@@ -58,40 +58,46 @@ impl<P: Publish> Handler<P> {
         Handler { slave, mailbox, world, answers, log: LogLimit::new(LOG_BURST, LOG_INTERVAL), listed_at: None }
     }
 
-    /// Works until the broker stops.
+    /// Works until the slave is removed or the broker stops.
     pub(crate) async fn run(mut self) -> Result<(), RouterStopped> {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
-                () = self.mailbox.take(&mut batch) => {
-                    for mail in batch.drain(..) {
-                        self.handle(mail).await;
+                goes_on = self.mailbox.take(&mut batch) => {
+                    if !goes_on {
+                        return Ok(());
                     }
-                    batch.shrink_to(BATCH_MAX);
+                    for mail in batch.drain(..) {
+                        if let Some(input) = self.handle(mail) {
+                            // The engine is gone only when the master stops or fails, and whoever watches it says so.
+                            let _ = self.world.engine.send(input).await;
+                        }
+                    }
+                    batch.shrink_to(0);
                 }
                 sent = self.answers.send_next(), if !self.answers.is_empty() => sent?,
             }
         }
     }
 
-    async fn handle(&mut self, mail: Mail) {
+    /// Does everything but wait; what the engine has to be told of it. So an idle task is small: there are many.
+    fn handle(&mut self, mail: Mail) -> Option<Input> {
         let Mail { leaf, payload, wishes, at } = mail;
-        match parse_from_slave(leaf, &payload) {
-            Ok(envelope) => self.understood(envelope, &wishes, at).await,
+        let input = match parse_from_slave(leaf, &payload) {
+            Ok(envelope) => self.understood(envelope, &wishes, at),
             Err(error) => {
-                if leaf == Upward::State {
-                    self.show_life(at).await;
-                }
                 self.answers.complain(&wishes, error.re, BadMessage::Error(error.problem), at);
+                if leaf == Upward::State { self.life(at) } else { None }
             }
-        }
+        };
         self.slave.counters.handled.count();
+        input
     }
 
-    async fn understood(&mut self, envelope: Envelope<FromSlave>, wishes: &Wishes, at: Moment) {
+    fn understood(&mut self, envelope: Envelope<FromSlave>, wishes: &Wishes, at: Moment) -> Option<Input> {
         match envelope.message {
-            FromSlave::State(state) => self.state(state, envelope.id, wishes, at).await,
-            FromSlave::ComputerDetails(details) => self.details(details.into(), at).await,
+            FromSlave::State(state) => return self.state(state, envelope.id, wishes, at),
+            FromSlave::ComputerDetails(details) => return self.details(details.into(), at),
             FromSlave::Vitals(vitals) => self.slave.set_vitals(vitals.into()),
             FromSlave::Message(text) => {
                 if let Some(suppressed) = self.permit(at).map(Permit::suppressed) {
@@ -100,14 +106,14 @@ impl<P: Publish> Handler<P> {
             }
             FromSlave::Info(wanted) => self.info(wanted, envelope.id, wishes, at),
         }
+        None
     }
 
-    async fn state(&mut self, state: State, id: Option<RequestId>, wishes: &Wishes, at: Moment) {
+    fn state(&mut self, state: State, id: Option<RequestId>, wishes: &Wishes, at: Moment) -> Option<Input> {
         if let Some(other) = state.protocol.filter(|number| *number != PROTOCOL_VERSION) {
-            self.show_life(at).await;
             let error = format!("state: protocol {other} is not spoken here: this master speaks {PROTOCOL_VERSION}");
             self.answers.complain(wishes, id, BadMessage::Error(error), at);
-            return;
+            return self.life(at);
         }
         let state = State {
             boot_id: state.boot_id.map(short),
@@ -115,10 +121,10 @@ impl<P: Publish> Handler<P> {
             reason: state.reason.map(short),
             ..state
         };
-        self.tell(Input::Claim { slave: self.slave.id.clone(), state, at }).await;
+        Some(Input::Claim { slave: self.slave.clone(), state, at })
     }
 
-    async fn details(&mut self, details: Arc<Details>, at: Moment) {
+    fn details(&mut self, details: Arc<Details>, at: Moment) -> Option<Input> {
         if let Some(suppressed) = self.permit(at).map(Permit::suppressed) {
             let text = |field: &Option<String>| Quoted(field.as_deref().unwrap_or("unknown")).to_string();
             info!(
@@ -132,9 +138,7 @@ impl<P: Publish> Handler<P> {
                 "computer specifications"
             );
         }
-        if self.slave.set_details(details) {
-            self.tell(Input::Details { slave: self.slave.id.clone() }).await;
-        }
+        self.slave.set_details(details).then(|| Input::Details { slave: self.slave.clone() })
     }
 
     fn info(&mut self, wanted: Info, re: Option<RequestId>, wishes: &Wishes, at: Moment) {
@@ -166,15 +170,8 @@ impl<P: Publish> Handler<P> {
     }
 
     /// A message on the state topic that is no claim is a sign of life like any other.
-    async fn show_life(&mut self, at: Moment) {
-        if self.slave.pulse.beat(at) {
-            self.tell(Input::Sign { slave: self.slave.id.clone(), at }).await;
-        }
-    }
-
-    async fn tell(&mut self, input: Input) {
-        // The engine is gone only when the master stops or fails, and whoever watches it says so.
-        let _ = self.world.engine.send(input).await;
+    fn life(&self, at: Moment) -> Option<Input> {
+        self.slave.pulse.beat(at).then(|| Input::Sign { slave: self.slave.clone(), at })
     }
 
     /// May this slave cause a log line now? Its own limit first: a flood must not use up what the others share.

@@ -3,7 +3,9 @@
 //! A message goes from the broker's link through the bus to its slave's handler, which answers at once and tells the engine
 //! what matters for presence. The engine's effects go to the store, to the view that HTTP reads, and back to the slaves.
 
+mod access;
 mod bus;
+mod certificates;
 mod clock;
 mod commands;
 mod config;
@@ -11,6 +13,7 @@ mod counters;
 mod engine;
 mod handler;
 mod health;
+mod local_token;
 mod loglimit;
 mod mailbox;
 mod outbox;
@@ -23,7 +26,9 @@ mod tasks;
 mod view;
 mod web;
 
+pub use certificates::ca_file;
 pub use config::MasterConfig;
+pub use local_token::local_token_file;
 pub use start::{Master, Settings, StartError};
 pub use store::StoreError;
 pub use tasks::RunError;

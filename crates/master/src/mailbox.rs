@@ -17,8 +17,8 @@ const BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How many `state` messages wait apart from the rest: more than a slave's last few connections never matter.
 const STATES_MAX: usize = 8;
 
-/// How many messages are taken at once, and how many an idle queue keeps room for.
-pub(crate) const BATCH_MAX: usize = 64;
+/// How many messages are taken at once.
+const BATCH_MAX: usize = 64;
 
 /// One message for the handler.
 #[derive(Debug)]
@@ -51,6 +51,7 @@ pub(crate) struct Mailbox {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    closed: bool,
     /// Newest last. A full one gives up its oldest: an older session's words are the ones that matter least.
     states: VecDeque<Mail>,
     others: VecDeque<Mail>,
@@ -65,13 +66,23 @@ impl Mailbox {
         shed
     }
 
-    /// Waits for messages and moves up to [`BATCH_MAX`] of them to `batch`, states first. Cancel safe.
-    pub(crate) async fn take(&self, batch: &mut Vec<Mail>) {
+    /// Nothing comes any more, and nothing that waits matters.
+    pub(crate) fn close(&self) {
+        *self.lock() = Waiting { closed: true, ..Waiting::default() };
+        self.arrived.notify_one();
+    }
+
+    /// Waits for messages and moves up to [`BATCH_MAX`] of them to `batch`, states first; tells whether it goes on. Cancel
+    /// safe.
+    pub(crate) async fn take(&self, batch: &mut Vec<Mail>) -> bool {
         // A flood never makes this wait: be fair to the other tasks nevertheless.
         tokio::task::consume_budget().await;
         loop {
-            if self.lock().move_to(batch) {
-                return;
+            {
+                let mut waiting = self.lock();
+                if waiting.closed || waiting.move_to(batch) {
+                    return !waiting.closed;
+                }
             }
             self.arrived.notified().await;
         }
@@ -105,8 +116,10 @@ impl Waiting {
             self.other_bytes -= mail.payload.len();
             batch.push(mail);
         }
+        // Most of the time most of many mailboxes are empty, and hold no room.
+        self.states.shrink_to(0);
         if self.others.is_empty() {
-            self.others.shrink_to(BATCH_MAX);
+            self.others.shrink_to(0);
         }
         !batch.is_empty()
     }

@@ -3,14 +3,17 @@
 //! The order matters. The store is opened first: it says who is known, and that no other master runs here. The broker gets
 //! states and details back before it listens, so that no client ever reads an empty cluster.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rpicluster_broker::{BindError, Broker, BrokerConfig, LinkError, LinkReceiver, LinkSender, Outgoing, QoS};
-use rpicluster_machine::Sampler;
+use rpicluster_broker::{
+    BindError, Broker, BrokerConfig, LinkError, LinkReceiver, LinkSender, Outgoing, QoS, Security,
+};
+use rpicluster_machine::{PrivateError, Sampler};
 use rpicluster_protocol::limits::PROTOCOL_VERSION;
 use rpicluster_protocol::{
     Envelope, FromSlave, Liveness, MessageError, SessionId, State, ToSlave, Topic, TopicRoot, Upward,
@@ -18,21 +21,25 @@ use rpicluster_protocol::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
+use crate::access::{self, Access};
 use crate::bus::Bus;
+use crate::certificates::{CertificateError, Certificates, Wanted, machine_names};
 use crate::commands::{self, COMMANDS_MAX};
 use crate::config::MasterConfig;
 use crate::counters::MasterCounters;
-use crate::engine::{Engine, INPUTS_MAX, Surroundings};
+use crate::engine::{Engine, INPUTS_MAX, Input, Surroundings};
 use crate::handler::World;
 use crate::health::Health;
+use crate::local_token::LocalToken;
 use crate::loglimit::SharedLogLimit;
 use crate::publish::Publish;
 use crate::store::{Store, StoreError, StoredSlave};
 use crate::tasks::{RunError, Tasks};
 use crate::view::{Latest, View};
-use crate::web::{self, Site};
+use crate::web::{self, Guard, Site};
 use crate::{clock, sampler};
 
 /// The supervised task that must end last.
@@ -71,8 +78,13 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An address for MQTT cannot be bound.
-    #[error("MQTT {0}; choose another address with --mqtt or in broker.toml")]
-    Mqtt(BindError),
+    #[error("MQTT {cause}; choose another address {remedy}")]
+    Mqtt {
+        /// The listener, its address, and what the system says.
+        cause: BindError,
+        /// Where.
+        remedy: &'static str,
+    },
     /// The broker cannot start for another reason.
     #[error(transparent)]
     Broker(BindError),
@@ -87,6 +99,12 @@ pub enum StartError {
     /// The broker stopped before it had started.
     #[error("the master's link to its broker failed: {0}")]
     Link(#[from] LinkError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
+    /// The token for commands on this machine cannot be written.
+    #[error(transparent)]
+    LocalToken(#[from] PrivateError),
     /// The system gives no random numbers for the session.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -102,10 +120,17 @@ pub struct Master {
     slaves: Vec<StoredSlave>,
     view: Arc<View>,
     session: SessionId,
+    access: Access,
+    inputs: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     broker: Broker,
     link: (LinkSender, LinkReceiver),
     http: TcpListener,
     http_address: SocketAddr,
+    certificates: Certificates,
+    tls: TlsAcceptor,
+    local_token: LocalToken,
+    /// By which others know this machine.
+    names: BTreeSet<String>,
 }
 
 impl Master {
@@ -120,7 +145,24 @@ impl Master {
         let view = Arc::new(view_of(&slaves, settings.master.slaves_max));
         let session = random_session()?;
 
-        let broker = Broker::bind(settings.broker.clone()).await.map_err(unbound)?;
+        let names = server_names(&settings);
+        let own = settings.master.tls_certificate.clone().zip(settings.master.tls_key.clone());
+        let wanted = Wanted { names: names.clone(), own };
+        let certificates = Certificates::open(&settings.master.state_dir, &wanted, SystemTime::now())?;
+        let tls = certificates.server_config()?;
+        let local_token = LocalToken::make(&settings.master.state_dir, random_bits()?)?;
+        let inputs = mpsc::channel(INPUTS_MAX);
+        let surroundings = access::Surroundings {
+            root: settings.root.clone(),
+            view: view.clone(),
+            engine: inputs.0.downgrade(),
+            ca_fingerprint: Some(certificates.fingerprint()),
+            slaves_max: settings.master.slaves_max,
+        };
+        let access = Access::new(surroundings, store.access()?);
+        let security = Security { authenticator: Arc::new(access.clone()), tls: Some(tls.clone()) };
+        let broker = Broker::bind(settings.broker.clone(), security).await.map_err(unbound)?;
+        access.attach(broker.handle());
         seed(&broker, &settings.root, &slaves, &session)?;
         let link = broker.link(vec![settings.root.every_slave()])?;
 
@@ -128,7 +170,23 @@ impl Master {
         let refused = |cause| StartError::Http { address, cause };
         let http = TcpListener::bind(address).await.map_err(refused)?;
         let http_address = http.local_addr().map_err(refused)?;
-        Ok(Master { settings, store, slaves, view, session, broker, link, http, http_address })
+        Ok(Master {
+            settings,
+            store,
+            slaves,
+            view,
+            session,
+            access,
+            inputs,
+            broker,
+            link,
+            http,
+            http_address,
+            certificates,
+            tls: tls.into(),
+            local_token,
+            names: machine_names(&names),
+        })
     }
 
     /// Names and addresses of the broker's listeners.
@@ -136,9 +194,14 @@ impl Master {
         self.broker.addresses()
     }
 
-    /// Where HTTP is served.
-    pub fn http_address(&self) -> SocketAddr {
-        self.http_address
+    /// Where HTTP is served: `https://…` if others than this machine can reach it.
+    pub fn http_url(&self) -> String {
+        let scheme = if self.http_is_local() { "http" } else { "https" };
+        format!("{scheme}://{}", self.http_address)
+    }
+
+    fn http_is_local(&self) -> bool {
+        self.http_address.ip().is_loopback()
     }
 
     /// Serves until `shutdown` completes, then says goodbye and saves what it knows.
@@ -159,11 +222,12 @@ impl Master {
 
     fn start(self) -> Running {
         let now = clock::now();
+        let http_tls = (!self.http_is_local()).then(|| self.tls.clone());
         let health = Arc::new(Health::new(now));
         let counters = Arc::new(MasterCounters::default());
         let (stop_front, stop) = watch::channel(false);
         let (stop_broker, broker_stop) = oneshot::channel::<()>();
-        let (engine_sender, engine_inputs) = mpsc::channel(INPUTS_MAX);
+        let (engine_sender, engine_inputs) = self.inputs;
         let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let mut sampler = Sampler::new();
         let (machine_sender, machine) = watch::channel(sampler::sample(&mut sampler));
@@ -171,6 +235,7 @@ impl Master {
         let root = self.settings.root;
 
         let site = Arc::new(Site {
+            access: self.access.clone(),
             view: self.view.clone(),
             health: health.clone(),
             counters: counters.clone(),
@@ -205,8 +270,14 @@ impl Master {
         tasks.spawn("bus", bus.run(link, stop.clone()));
         tasks.spawn_thread("engine", move || engine.run(engine_inputs));
         tasks.spawn("command sender", commands::send(commands, root, publisher, counters));
+        tasks.spawn("certificates", self.certificates.watch(stop.clone()));
         tasks.spawn("sampler", sampler::run(sampler, machine_sender, stop.clone()));
-        tasks.spawn("HTTP server", web::serve(self.http, web::router(site), stop));
+        let http_open = self.settings.master.http_open;
+        let (access, local_token) = (self.access, self.local_token);
+        let guard = Guard::new(self.names, http_open, move |token| {
+            local_token.is(token) || access.check_api_token(token).is_some()
+        });
+        tasks.spawn("HTTP server", web::serve(self.http, http_tls, web::router(site, Arc::new(guard)), stop));
         Running { tasks, stop_front, stop_broker }
     }
 }
@@ -230,6 +301,14 @@ impl Running {
     }
 }
 
+/// What the certificate must name beside the machine's own names: what the configuration says, and where it listens.
+fn server_names(settings: &Settings) -> Vec<String> {
+    let listeners = settings.broker.listeners.values().map(|listener| listener.address);
+    let addresses = listeners.chain([settings.master.http]).map(|address| address.ip());
+    let addresses = addresses.filter(|address| !address.is_unspecified()).map(|address| address.to_string());
+    settings.master.tls_names.iter().cloned().chain(addresses).collect()
+}
+
 fn view_of(slaves: &[StoredSlave], slaves_max: usize) -> View {
     let view = View::new(slaves_max);
     for StoredSlave { record, since, details } in slaves {
@@ -247,15 +326,23 @@ fn view_of(slaves: &[StoredSlave], slaves_max: usize) -> View {
 }
 
 fn unbound(error: BindError) -> StartError {
-    match error {
-        BindError::Listen { .. } => StartError::Mqtt(error),
-        other => StartError::Broker(other),
-    }
+    let BindError::Listen { name, .. } = &error else { return StartError::Broker(error) };
+    let remedy = match name.as_str() {
+        "local" => "with --mqtt or in broker.toml",
+        "cluster" => "with --mqtts or in broker.toml",
+        _ => "in broker.toml",
+    };
+    StartError::Mqtt { cause: error, remedy }
 }
 
 fn random_session() -> Result<SessionId, StartError> {
-    let bits = getrandom::u64().map_err(|error| StartError::Random(error.to_string()))?;
-    Ok(SessionId::from_random(bits))
+    Ok(SessionId::from_random(u64::from_ne_bytes(random_bits()?)))
+}
+
+fn random_bits<const N: usize>() -> Result<[u8; N], StartError> {
+    let mut bits = [0; N];
+    getrandom::fill(&mut bits).map_err(|error| StartError::Random(error.to_string()))?;
+    Ok(bits)
 }
 
 /// Puts the retained messages in place that clients will ask for.

@@ -1,37 +1,28 @@
-//! What the master remembers across restarts. The only file that speaks SQL.
+//! What the master remembers across restarts. The only place that speaks SQL.
 //!
 //! One SQLite file in the state folder, in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use rpicluster_core::Record;
-use rpicluster_protocol::{Details, Liveness, SessionId, SlaveId, State, Timestamp};
-use rusqlite::{Connection, Row, params};
+use rpicluster_machine::{PrivateError, ensure_private_folder};
+use rusqlite::Connection;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The schema this program writes, kept in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+use crate::access::Change;
 
-const SCHEMA: &str = "
-    CREATE TABLE slaves (
-        id TEXT PRIMARY KEY,          -- the slave's id
-        online INTEGER NOT NULL,      -- 1 or 0
-        since_ms INTEGER NOT NULL,    -- milliseconds since 1970 UTC
-        reason TEXT,                  -- why it is offline
-        claim TEXT,                   -- JSON: the newest session's own words
-        ended INTEGER NOT NULL,       -- 1 if that session said that it is over
-        superseded TEXT NOT NULL,     -- JSON: older sessions, the oldest first
-        details TEXT                  -- JSON: computer_details
-    ) STRICT, WITHOUT ROWID;
-    PRAGMA user_version = 1;";
+mod access;
+mod slaves;
 
-const SAVE: &str = "
-    INSERT OR REPLACE INTO slaves (id, online, since_ms, reason, claim, ended, superseded, details)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+pub(crate) use slaves::StoredSlave;
 
-const LOAD: &str = "SELECT id, online, since_ms, reason, claim, ended, superseded, details FROM slaves ORDER BY id";
+/// How the schema came to be: each entry leads from the version before to the next. The version is kept in SQLite's
+/// `user_version`.
+const MIGRATIONS: [&str; 2] = [slaves::SCHEMA, access::SCHEMA];
+
+/// The schema this program writes.
+const SCHEMA_VERSION: usize = MIGRATIONS.len();
 
 /// The open store. While it is open, no other master can open it.
 #[derive(Debug)]
@@ -40,14 +31,6 @@ pub(crate) struct Store {
     connection: Connection,
     /// Unlocked when it is closed, also by a crash.
     _lock: File,
-}
-
-/// One slave as it is remembered.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct StoredSlave {
-    pub(crate) record: Record,
-    pub(crate) since: Timestamp,
-    pub(crate) details: Option<Details>,
 }
 
 /// Why the store cannot be used.
@@ -61,6 +44,9 @@ pub enum StoreError {
         /// What the system says.
         cause: std::io::Error,
     },
+    /// The state folder cannot be made, or others may look into it.
+    #[error("{0}; or choose another folder with --state-dir")]
+    Private(#[from] PrivateError),
     /// Another master runs on this folder.
     #[error("another master uses the state folder {0}: stop it, or choose another folder with --state-dir")]
     InUse(PathBuf),
@@ -72,7 +58,7 @@ pub enum StoreError {
         /// The store's file.
         path: PathBuf,
         /// The version it has.
-        found: i64,
+        found: usize,
     },
     /// SQLite refused something.
     #[error("cannot {action} {path}: {cause}")]
@@ -85,12 +71,12 @@ pub enum StoreError {
         cause: rusqlite::Error,
     },
     /// A row does not hold what this program writes.
-    #[error("{path} is damaged: slave {id:?}: {problem}; move the file away to start with an empty store")]
+    #[error("{path} is damaged: {row}: {problem}; move the file away to start with an empty store")]
     Damaged {
         /// The store's file.
         path: PathBuf,
-        /// The row.
-        id: String,
+        /// The row, as in `slave "pi-7"`.
+        row: String,
         /// What is wrong with it.
         problem: String,
     },
@@ -106,7 +92,7 @@ impl Store {
             let path = path.to_owned();
             move |cause| StoreError::Folder { path, cause }
         };
-        std::fs::create_dir_all(folder).map_err(unusable(folder))?;
+        ensure_private_folder(folder)?;
         let lock_path = folder.join("master.lock");
         let lock = File::create(&lock_path).map_err(unusable(&lock_path))?;
         match lock.try_lock() {
@@ -124,40 +110,32 @@ impl Store {
 
     /// All slaves, sorted by id.
     pub(crate) fn slaves(&self) -> Result<Vec<StoredSlave>, StoreError> {
-        let read = |cause| self.sql("read", cause);
-        let mut statement = self.connection.prepare(LOAD).map_err(read)?;
-        let mut rows = statement.query([]).map_err(read)?;
-        let mut slaves = Vec::new();
-        while let Some(row) = rows.next().map_err(read)? {
-            let raw = RawSlave::read(row).map_err(read)?;
-            let id = raw.id.clone();
-            let damaged = |problem| StoreError::Damaged { path: self.path.clone(), id, problem };
-            slaves.push(raw.parse().map_err(damaged)?);
-        }
-        Ok(slaves)
+        slaves::load(&self.connection).map_err(|error| self.unreadable(error))
     }
 
-    /// Writes these slaves, in one transaction.
-    pub(crate) fn save(&mut self, slaves: &[StoredSlave]) -> Result<(), StoreError> {
-        self.try_save(slaves).map_err(|cause| self.sql("write to", cause))
+    /// Who may connect, as the changes that lead to it.
+    pub(crate) fn access(&self) -> Result<Vec<Change>, StoreError> {
+        access::load(&self.connection).map_err(|error| self.unreadable(error))
     }
 
-    fn try_save(&mut self, slaves: &[StoredSlave]) -> Result<(), rusqlite::Error> {
+    /// Writes these slaves, then makes these changes, all in one transaction.
+    pub(crate) fn save<'a>(
+        &mut self,
+        slaves: &[StoredSlave],
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), StoreError> {
+        self.try_save(slaves, changes).map_err(|cause| self.sql("write to", cause))
+    }
+
+    fn try_save<'a>(
+        &mut self,
+        slaves: &[StoredSlave],
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), rusqlite::Error> {
         let transaction = self.connection.transaction()?;
-        {
-            let mut statement = transaction.prepare(SAVE)?;
-            for StoredSlave { record, since, details } in slaves {
-                statement.execute(params![
-                    record.slave.as_str(),
-                    record.liveness == Liveness::Online,
-                    i64::try_from(since.unix_ms()).unwrap_or(i64::MAX),
-                    record.reason,
-                    record.claim.as_ref().map(json).transpose()?,
-                    record.ended,
-                    json(&record.superseded)?,
-                    details.as_ref().map(json).transpose()?,
-                ])?;
-            }
+        slaves::save(&transaction, slaves)?;
+        for change in changes {
+            access::save(&transaction, change)?;
         }
         transaction.commit()
     }
@@ -165,12 +143,14 @@ impl Store {
     fn prepare(&self) -> Result<(), StoreError> {
         let open = |cause| self.sql("open", cause);
         let found: i64 = self.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
+        // A negative version is none that any program has written.
+        let found = usize::try_from(found).unwrap_or(usize::MAX);
         if found > SCHEMA_VERSION {
             return Err(StoreError::Newer { path: self.path.clone(), found });
         }
         self.connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;").map_err(open)?;
-        if found == 0 {
-            self.connection.execute_batch(&format!("BEGIN; {SCHEMA} COMMIT;")).map_err(open)?;
+        for migration in &MIGRATIONS[found..] {
+            self.connection.execute_batch(&format!("BEGIN; {migration} COMMIT;")).map_err(open)?;
         }
         Ok(())
     }
@@ -187,46 +167,50 @@ impl Store {
         self.connection.execute_batch("ALTER TABLE elsewhere RENAME TO slaves").expect("the table was renamed");
     }
 
+    fn unreadable(&self, error: Unreadable) -> StoreError {
+        match error {
+            Unreadable::Sql(cause) => self.sql("read", cause),
+            Unreadable::Damaged { row, problem } => StoreError::Damaged { path: self.path.clone(), row, problem },
+        }
+    }
+
     fn sql(&self, action: &'static str, cause: rusqlite::Error) -> StoreError {
         StoreError::Sql { action, path: self.path.clone(), cause }
     }
 }
 
-/// A row as it lies in the file.
-struct RawSlave {
-    id: String,
-    online: bool,
-    since_ms: i64,
-    reason: Option<String>,
-    claim: Option<String>,
-    ended: bool,
-    superseded: String,
-    details: Option<String>,
+/// Why rows cannot be read.
+enum Unreadable {
+    /// SQLite refuses.
+    Sql(rusqlite::Error),
+    /// A row does not hold what this program writes.
+    Damaged { row: String, problem: String },
 }
 
-impl RawSlave {
-    fn read(row: &Row<'_>) -> Result<RawSlave, rusqlite::Error> {
-        Ok(RawSlave {
-            id: row.get(0)?,
-            online: row.get(1)?,
-            since_ms: row.get(2)?,
-            reason: row.get(3)?,
-            claim: row.get(4)?,
-            ended: row.get(5)?,
-            superseded: row.get(6)?,
-            details: row.get(7)?,
-        })
+impl Unreadable {
+    /// What cannot be read is part of this row.
+    fn in_row(self, name: &str) -> Unreadable {
+        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+        let problem = match self {
+            Unreadable::Damaged { problem, .. } => problem,
+            Unreadable::Sql(
+                cause @ (FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..)),
+            ) => cause.to_string(),
+            Unreadable::Sql(cause) => return Unreadable::Sql(cause),
+        };
+        Unreadable::Damaged { row: name.to_owned(), problem }
     }
+}
 
-    fn parse(self) -> Result<StoredSlave, String> {
-        let slave: SlaveId = self.id.parse().map_err(|error| format!("{error}"))?;
-        let liveness = if self.online { Liveness::Online } else { Liveness::Offline };
-        let claim: Option<State> = self.claim.as_deref().map(|text| parsed("claim", text)).transpose()?;
-        let superseded: Vec<SessionId> = parsed("superseded", &self.superseded)?;
-        let details: Option<Details> = self.details.as_deref().map(|text| parsed("details", text)).transpose()?;
-        let record = Record { slave, liveness, reason: self.reason, claim, ended: self.ended, superseded };
-        let since = Timestamp::from_unix_ms(u64::try_from(self.since_ms).unwrap_or(0));
-        Ok(StoredSlave { record, since, details })
+impl From<rusqlite::Error> for Unreadable {
+    fn from(cause: rusqlite::Error) -> Unreadable {
+        Unreadable::Sql(cause)
+    }
+}
+
+impl From<String> for Unreadable {
+    fn from(problem: String) -> Unreadable {
+        Unreadable::Damaged { row: String::new(), problem }
     }
 }
 
@@ -236,6 +220,28 @@ fn json(value: &impl Serialize) -> Result<String, rusqlite::Error> {
 
 fn parsed<T: DeserializeOwned>(column: &str, text: &str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| format!("column {column}: {error}"))
+}
+
+/// From now on no enrolment can be written to the store in `folder`, until what is returned is dropped.
+#[cfg(test)]
+pub(crate) fn break_enrolments(folder: &Path) -> impl Drop + use<> {
+    struct Broken(Connection);
+    impl Drop for Broken {
+        fn drop(&mut self) {
+            self.0.execute_batch("ALTER TABLE elsewhere RENAME TO enrolments").expect("the table was renamed");
+        }
+    }
+    let connection = Connection::open(folder.join("master.db")).expect("there is a store");
+    connection.execute_batch("ALTER TABLE enrolments RENAME TO elsewhere").expect("the table is there");
+    Broken(connection)
+}
+
+/// A folder such as a store wants.
+#[cfg(test)]
+pub(crate) fn private_folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(private).tempdir().expect("a temporary folder can be made")
 }
 
 #[cfg(test)]

@@ -4,18 +4,35 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bytes::Bytes;
 use rpicluster_core::{Moment, NO_STATE};
 use rpicluster_protocol::{Details, Liveness, SessionId, SlaveDetails, SlaveId, Timestamp, Vitals};
+
+use tokio::sync::oneshot;
 
 use crate::counters::{SlaveCounters, SlaveFigures};
 
 /// All slaves, offline ones included.
 #[derive(Debug)]
 pub(crate) struct View {
-    slaves: RwLock<BTreeMap<SlaveId, Arc<Slave>>>,
+    known: RwLock<Known>,
     slaves_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    slaves: BTreeMap<SlaveId, Arc<Slave>>,
+    /// Removed slaves of which messages may still be on the way: they are nobody's until the farewell has come.
+    leaving: BTreeMap<SlaveId, Option<Farewell>>,
+}
+
+/// The last message on a removed slave's topics, and who waits for it.
+#[derive(Debug)]
+struct Farewell {
+    mark: Bytes,
+    _arrived: oneshot::Sender<()>,
 }
 
 /// One slave.
@@ -26,6 +43,7 @@ pub(crate) struct Slave {
     pub(crate) pulse: Pulse,
     latest: Mutex<Latest>,
     details_unsaved: AtomicBool,
+    removed: AtomicBool,
 }
 
 /// The newest of everything that is known of a slave. Cheap to clone.
@@ -48,26 +66,26 @@ pub(crate) struct Pulse {
 
 impl View {
     pub(crate) fn new(slaves_max: usize) -> View {
-        View { slaves: RwLock::default(), slaves_max }
+        View { known: RwLock::default(), slaves_max }
     }
 
     /// The slave, if it is known.
     pub(crate) fn get(&self, id: &str) -> Option<Arc<Slave>> {
-        self.slaves.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.read().slaves.get(id).cloned()
     }
 
     /// Everybody, sorted by id.
     pub(crate) fn all(&self) -> Vec<Arc<Slave>> {
-        self.slaves.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.read().slaves.values().cloned().collect()
     }
 
-    /// The slave, listed as offline without a state if it was not known; nothing if the list is full.
+    /// The slave, listed as offline without a state if it was not known; nothing if the list is full or it is leaving.
     pub(crate) fn get_or_meet(&self, id: &SlaveId, at: Timestamp) -> Option<Arc<Slave>> {
-        let mut slaves = self.slaves.write().unwrap_or_else(PoisonError::into_inner);
+        let Known { slaves, leaving } = &mut *self.write();
         if let Some(slave) = slaves.get(id) {
             return Some(slave.clone());
         }
-        if slaves.len() >= self.slaves_max {
+        if slaves.len() >= self.slaves_max || leaving.contains_key(id) {
             return None;
         }
         let slave = Arc::new(Slave::new(id.clone(), Latest::without_state(at)));
@@ -78,7 +96,40 @@ impl View {
     /// Lists a slave that the store remembers. Nobody whom we knew is refused, whatever the bound is now.
     pub(crate) fn restore(&self, id: SlaveId, latest: Latest) {
         let slave = Arc::new(Slave::new(id.clone(), latest));
-        self.slaves.write().unwrap_or_else(PoisonError::into_inner).insert(id, slave);
+        self.write().slaves.insert(id, slave);
+    }
+
+    /// Forgets the slave. What is said in its name from now on is nobody's, until its [`View::farewell`].
+    pub(crate) fn remove(&self, id: &SlaveId) {
+        let Known { slaves, leaving } = &mut *self.write();
+        if let Some(slave) = slaves.remove(id) {
+            slave.removed.store(true, Ordering::SeqCst);
+        }
+        leaving.insert(id.clone(), None);
+    }
+
+    /// Whether messages of a removed slave may still be on the way.
+    pub(crate) fn is_leaving(&self, id: &SlaveId) -> bool {
+        self.read().leaving.contains_key(id)
+    }
+
+    /// The removed slave's farewell will bear this mark. The receiver ends when it has come.
+    pub(crate) fn expect_farewell(&self, id: &SlaveId, mark: Bytes) -> oneshot::Receiver<()> {
+        let (arrived, arrival) = oneshot::channel();
+        if let Some(farewell) = self.write().leaving.get_mut(id) {
+            *farewell = Some(Farewell { mark, _arrived: arrived });
+        }
+        arrival
+    }
+
+    /// Takes a message that may be the removed slave's farewell; tells whether it was. Who has the id from now on is new.
+    pub(crate) fn farewell(&self, id: &SlaveId, mark: &Bytes) -> bool {
+        let leaving = &mut self.write().leaving;
+        let is_last = leaving.get(id).is_some_and(|farewell| farewell.as_ref().is_some_and(|last| last.mark == *mark));
+        if is_last {
+            leaving.remove(id);
+        }
+        is_last
     }
 
     /// The counters of all slaves together.
@@ -88,6 +139,14 @@ impl View {
             total += slave.counters.figures();
         }
         total
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,7 +158,13 @@ impl Slave {
             pulse: Pulse { heard: AtomicU64::new(0), report_from: AtomicU64::new(0) },
             latest: Mutex::new(latest),
             details_unsaved: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it was forgotten. A slave that comes back under its id is another one.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
     }
 
     /// A copy of all that is known now.

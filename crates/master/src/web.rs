@@ -1,4 +1,5 @@
-//! HTTP for people and scripts: JSON, read only.
+//! HTTP for people and scripts: JSON. What anybody may read who reaches it is here; what changes something, or shows who
+//! may connect, is in `admin.rs`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -15,16 +16,22 @@ use rpicluster_core::Moment;
 use rpicluster_protocol::{Details, Liveness, SessionId, SlaveId, Timestamp, Vitals};
 use serde::Serialize;
 
+use crate::access::{Access, Labels};
 use crate::clock;
 use crate::counters::{MasterCounters, MasterFigures, SlaveFigures};
 use crate::health::Health;
 use crate::view::{Latest, Slave, View};
 
+mod admin;
+mod guard;
 mod server;
+
+pub(crate) use guard::{Guard, Needs};
 pub(crate) use server::serve;
 
 /// What HTTP reads.
 pub(crate) struct Site {
+    pub(crate) access: Access,
     pub(crate) view: Arc<View>,
     pub(crate) health: Arc<Health>,
     pub(crate) counters: Arc<MasterCounters>,
@@ -44,6 +51,8 @@ struct SlavePage<'a> {
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<&'a SessionId>,
+    /// What it says of itself, and what it was given when it enrolled, which wins.
+    labels: Labels,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<&'a Details>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,23 +95,31 @@ struct ErrorPage {
 }
 
 /// All pages.
-pub(crate) fn router(site: Arc<Site>) -> Router {
+pub(crate) fn router(site: Arc<Site>, guard: Arc<Guard>) -> Router {
+    let guarded = |needs| axum::middleware::from_fn_with_state((guard.clone(), needs), guard::guard);
+    Router::new()
+        .merge(reading_router().layer(guarded(Needs::Reading)))
+        .merge(admin::router().layer(guarded(Needs::Token)))
+        .fallback(async |uri: Uri| error(StatusCode::NOT_FOUND, format!("there is no page {:?}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method| {
+            error(StatusCode::METHOD_NOT_ALLOWED, format!("{method} means nothing on this page"))
+        })
+        .with_state(site)
+}
+
+/// What can only be read.
+fn reading_router() -> Router<Arc<Site>> {
     Router::new()
         .route("/api/v1/slaves", get(slaves))
         .route("/api/v1/slaves/{id}", get(slave))
         .route("/api/v1/status", get(status))
         .route("/healthz", get(healthz))
-        .fallback(async |uri: Uri| error(StatusCode::NOT_FOUND, format!("there is no page {:?}", uri.path())))
-        .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, String::from("this page can only be read: use GET"))
-        })
         .layer(DefaultBodyLimit::max(0))
-        .with_state(site)
 }
 
 async fn slaves(State(site): State<Arc<Site>>) -> Response {
     let slaves: Vec<(Arc<Slave>, Latest)> = with_latest(&site.view);
-    Json(slaves.iter().map(|(slave, latest)| page(slave, latest)).collect::<Vec<_>>()).into_response()
+    Json(slaves.iter().map(|(slave, latest)| page(&site, slave, latest)).collect::<Vec<_>>()).into_response()
 }
 
 async fn slave(State(site): State<Arc<Site>>, id: Result<Path<String>, PathRejection>) -> Response {
@@ -110,7 +127,7 @@ async fn slave(State(site): State<Arc<Site>>, id: Result<Path<String>, PathRejec
         return error(StatusCode::BAD_REQUEST, String::from("the slave id in the path is not UTF-8"));
     };
     match site.view.get(&id) {
-        Some(slave) => Json(page(&slave, &slave.latest())).into_response(),
+        Some(slave) => Json(page(&site, &slave, &slave.latest())).into_response(),
         None => error(StatusCode::NOT_FOUND, format!("slave {id:?} is not known")),
     }
 }
@@ -143,8 +160,11 @@ fn with_latest(view: &View) -> Vec<(Arc<Slave>, Latest)> {
     view.all().into_iter().map(|slave| (slave.clone(), slave.latest())).collect()
 }
 
-fn page<'a>(slave: &'a Slave, latest: &'a Latest) -> SlavePage<'a> {
+fn page<'a>(site: &Site, slave: &'a Slave, latest: &'a Latest) -> SlavePage<'a> {
+    let mut labels = latest.details.as_ref().map(|details| details.labels.clone()).unwrap_or_default();
+    labels.extend(site.access.labels(&slave.id));
     SlavePage {
+        labels,
         id: &slave.id,
         state: latest.state,
         since: latest.since,

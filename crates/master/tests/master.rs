@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slave_comes_is_answered_and_goes() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::private_folder();
     let master = TestMaster::start(folder.path()).await;
     let mut slave = Client::slave(&master, "pi", "s1").await;
     let details = json!({"type": "computer_details", "payload": {"hostname": "pi", "cpu_cores": 4}});
@@ -43,7 +43,7 @@ async fn a_slave_comes_is_answered_and_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_forgotten_by_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::private_folder();
     let master = TestMaster::start(folder.path()).await;
     let mut watcher = Client::listen(&master, "watcher", "rpicluster/master/state").await;
     let first_run = watcher.next("master/state").await.1["payload"]["session"].clone();
@@ -78,12 +78,13 @@ async fn nobody_is_forgotten_by_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn take_overs_end_online_in_the_view_and_in_the_retained_topic() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::private_folder();
     let master = TestMaster::start(folder.path()).await;
+    let secret = master.secret("pi").await;
     let mut slaves = Vec::new();
     for connection in 0..50 {
         let session = format!("s{connection}");
-        slaves.push(Client::slave(&master, "pi", &session).await);
+        slaves.push(Client::slave_with(&master, "pi", &session, &secret).await);
         master.wait_for("/api/v1/slaves/pi", |page| page["state"] == "online" && page["session"] == session).await;
     }
     // What the master received before this request is handled before its answer.
@@ -105,7 +106,7 @@ async fn take_overs_end_online_in_the_view_and_in_the_retained_topic() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_is_offline_in_the_retained_topic_too_and_any_message_ends_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::private_folder();
     let mut settings = settings(folder.path());
     settings.master.presence_timeout = Duration::from_secs(1);
     let master = TestMaster::start_with(settings).await;
@@ -126,9 +127,9 @@ async fn silence_is_offline_in_the_retained_topic_too_and_any_message_ends_it() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slave_without_state_is_asked_for_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::private_folder();
     let master = TestMaster::start(folder.path()).await;
-    let mut shy = Client::listen(&master, "shy", "rpicluster/to/shy/#").await;
+    let mut shy = Client::shy(&master, "shy").await;
     shy.publish("message", false, &json!({"type": "message", "payload": "hello"})).await;
     assert_eq!(shy.next("/command").await.1["type"], "announce");
     assert_eq!(master.wait_state("shy", "offline").await["reason"], "no_state");
@@ -139,7 +140,7 @@ async fn a_slave_without_state_is_asked_for_it() {
 async fn every_message_of_many_slaves_is_handled_under_its_own_id() {
     const SLAVES: usize = 20;
     const MESSAGES: usize = 200;
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::private_folder();
     let master = TestMaster::start(folder.path()).await;
     let mut senders = tokio::task::JoinSet::new();
     for number in 0..SLAVES {
@@ -166,7 +167,7 @@ async fn every_message_of_many_slaves_is_handled_under_its_own_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_the_way_of_a_start_is_named() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::private_folder();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
 
@@ -179,11 +180,73 @@ async fn what_is_in_the_way_of_a_start_is_named() {
     let mut mqtt = settings(folder.path());
     mqtt.broker.listeners.values_mut().for_each(|listener| listener.address = address);
     let error = Master::bind(mqtt).await.err().unwrap();
-    assert!(matches!(error, StartError::Mqtt(_)));
+    assert!(matches!(error, StartError::Mqtt { .. }));
     assert!(error.to_string().contains(&address.to_string()) && error.to_string().contains("--mqtt"), "{error}");
 
     let master = TestMaster::start(folder.path()).await;
     let error = Master::bind(settings(folder.path())).await.err().unwrap();
     assert!(matches!(error, StartError::Store(StoreError::InUse(_))), "{error}");
+    master.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_slave_is_forgotten_everywhere_and_may_come_back_as_new() {
+    let folder = support::private_folder();
+    let master = TestMaster::start(folder.path()).await;
+    for round in 0..3 {
+        let secret = master.secret("pi").await;
+        let mut slave = Client::slave_with(&master, "pi", &format!("s{round}"), &secret).await;
+        let details = json!({"type": "computer_details", "payload": {"hostname": format!("h{round}")}});
+        slave.publish("details", true, &details).await;
+        // A flood that is still under way when the slave is removed.
+        for _ in 0..2_000 {
+            slave.publish("message", false, &json!({"type": "message", "payload": "x"})).await;
+        }
+        let page =
+            master.wait_for("/api/v1/slaves/pi", |page| page["details"]["hostname"] == format!("h{round}")).await;
+        assert_eq!((&page["state"], &page["session"]), (&json!("online"), &json!(format!("s{round}"))));
+
+        assert_eq!(master.request("DELETE", "/api/v1/slaves/pi", &json!(null)).await.0, 204);
+        slave.closed().await;
+        assert_eq!(master.request("GET", "/api/v1/slaves/pi", &json!(null)).await.0, 404);
+        assert_eq!(master.get("/api/v1/broker/clients").await, json!([]));
+        let mut refused = Client::slave_with(&master, "pi", "late", &secret).await;
+        refused.closed().await;
+        // Nothing retained is left: what comes first is the master's own.
+        let mut watcher = Client::listen(&master, "watcher", "rpicluster/#").await;
+        let (publish, _) = watcher.next("").await;
+        assert_eq!(publish.topic, "rpicluster/master/state");
+        watcher.disconnect().await;
+    }
+    assert_eq!(master.request("DELETE", "/api/v1/slaves/pi", &json!(null)).await.0, 404);
+    assert_eq!(master.get("/healthz").await["status"], "ok");
+    master.stop().await;
+    let master = TestMaster::start(folder.path()).await;
+    assert_eq!(master.get("/api/v1/slaves").await, json!([]));
+    master.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_connect_may_after_a_restart_and_nobody_else_speaks_for_a_slave() {
+    let folder = support::private_folder();
+    let master = TestMaster::start(folder.path()).await;
+    let secret = master.secret("pi").await;
+    let wish = json!({"name": "home", "role": "observer", "password": "correct horse"});
+    assert_eq!(master.request("POST", "/api/v1/accounts", &wish).await.0, 201);
+    let (code, answer) = master.request("POST", "/api/v1/tokens", &json!({})).await;
+    assert!(code == 201 && answer["token"].as_str().unwrap().starts_with("rpi1."), "{answer}");
+    master.stop().await;
+
+    let master = TestMaster::start(folder.path()).await;
+    let slave = Client::slave_with(&master, "pi", "s1", &secret).await;
+    master.wait_state("pi", "online").await;
+    let mut forged = Client::slave_with(&master, "pi", "s2", "correct horse").await;
+    forged.closed().await;
+    let mut stranger = Client::listen(&master, "stranger", "rpicluster/#").await;
+    stranger.publish("state", true, &state("online", "s3")).await;
+    stranger.next("master/state").await;
+    assert_eq!(master.get("/api/v1/slaves/pi").await["session"], "s1");
+    assert_eq!(master.get("/api/v1/slaves").await.as_array().unwrap().len(), 1);
+    slave.disconnect().await;
     master.stop().await;
 }

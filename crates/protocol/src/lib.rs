@@ -6,6 +6,7 @@
 mod id;
 pub mod limits;
 mod message;
+mod token;
 mod topic;
 
 pub use id::{IdError, RequestId, SessionId, SlaveId};
@@ -13,4 +14,5 @@ pub use message::{
     BadMessage, Details, Disk, Envelope, FromSlave, Info, Liveness, MessageError, Network, Part, SlaveDetails, State,
     Throttled, Timestamp, ToSlave, Vitals, encode_from_slave, encode_to_slave, parse_from_slave, parse_to_slave,
 };
-pub use topic::{Downward, RootError, Topic, TopicError, TopicRoot, Upward};
+pub use token::{ENROL_PREFIX, JoinToken, SecretError, SlaveSecret};
+pub use topic::{Downward, HOME_ASSISTANT, HOME_ASSISTANT_STATUS, RootError, Topic, TopicError, TopicRoot, Upward};

@@ -50,6 +50,12 @@ pub enum Downward {
     Command,
 }
 
+/// Where Home Assistant says that it is there: its birth and last will message.
+pub const HOME_ASSISTANT_STATUS: &str = "homeassistant/status";
+
+/// The filter that matches what Home Assistant is told of devices (MQTT discovery).
+pub const HOME_ASSISTANT: &str = "homeassistant/#";
+
 /// Why a text cannot be a topic root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -113,6 +119,21 @@ impl TopicRoot {
     /// The filter that matches everything slaves say: the master's subscription.
     pub fn every_slave(&self) -> String {
         format!("{}/from/+/+", self.0)
+    }
+
+    /// The filter that matches everything `slave` may say.
+    pub fn from_slave(&self, slave: &SlaveId) -> String {
+        format!("{}/from/{slave}/#", self.0)
+    }
+
+    /// The filter that matches one thing that every slave says.
+    pub fn from_every_slave(&self, leaf: Upward) -> String {
+        format!("{}/from/+/{}", self.0, leaf.as_str())
+    }
+
+    /// The filter that matches one thing that every slave is told.
+    pub fn to_every_slave(&self, leaf: Downward) -> String {
+        format!("{}/to/+/{}", self.0, leaf.as_str())
     }
 
     /// The filter that matches everything `slave` is told: that slave's subscription.
@@ -225,6 +246,9 @@ mod tests {
         assert_eq!(root.name(&Topic::To(id.clone(), Downward::Reply)), "rpicluster/to/pi-7/reply");
         assert_eq!(root.name(&Topic::MasterState), "rpicluster/master/state");
         assert_eq!(root.to_slave(&id), "rpicluster/to/pi-7/#");
+        assert_eq!(root.from_slave(&id), "rpicluster/from/pi-7/#");
+        assert_eq!(root.from_every_slave(Upward::Task), "rpicluster/from/+/task");
+        assert_eq!(root.to_every_slave(Downward::Command), "rpicluster/to/+/command");
     }
 
     #[test]

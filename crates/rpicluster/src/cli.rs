@@ -1,16 +1,24 @@
 //! The command line.
 
+mod admin;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use rpicluster_client::BrokerAddress;
 use rpicluster_protocol::SlaveId;
-use rpicluster_slave::MasterAddress;
 
 use crate::exit::Exit;
 use crate::http::MasterUrl;
+use crate::text::Hidden;
+
+pub(crate) use admin::{
+    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs, SlavesCommand, TokenArgs,
+    TokenCommand,
+};
 
 /// Most slaves of a demo: each is a process of its own on this machine.
 const DEMO_SLAVES_MAX: i64 = 200;
@@ -18,9 +26,12 @@ const DEMO_SLAVES_MAX: i64 = 200;
 const EXAMPLES: &str = "\
 Examples:
   rpicluster demo                             see a whole cluster on this machine
-  rpicluster master                           on the head: broker on 127.0.0.1:1883, HTTP on 127.0.0.1:8080
-  rpicluster master --mqtt 10.0.0.1:1883      the same, open to the network of the slaves
-  rpicluster slave --master 10.0.0.1          on every worker
+  rpicluster master                           on the head: MQTT with TLS on port 8883 for slaves, without on
+                                              127.0.0.1:1883 to look at the messages, HTTP on 127.0.0.1:8080
+  rpicluster token create                     on the head: prints the command that joins a slave
+  rpicluster slave --master head.local --token rpi1.…
+                                              on every worker, the first time
+  rpicluster slave --master head.local        and from then on
   rpicluster slaves --watch                   who is there, and how they fare
   rpicluster slaves pi-7 --json               one slave, for scripts
   RPICLUSTER__LOG__LEVEL=debug rpicluster master
@@ -48,8 +59,14 @@ pub(crate) enum Command {
     Slave(SlaveArgs),
     /// Show a whole cluster on this machine: a master and some slaves
     Demo(DemoArgs),
-    /// List the slaves, or show one
+    /// List the slaves, or show one; add and remove them
     Slaves(SlavesArgs),
+    /// Make, list and revoke the tokens with which slaves join
+    Token(TokenArgs),
+    /// Add, list and remove accounts for programs and people that are no slaves
+    Account(AccountArgs),
+    /// Make, list and revoke tokens for the HTTP API
+    ApiToken(ApiTokenArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
     /// Check the configuration without starting anything
@@ -67,9 +84,12 @@ pub(crate) struct MasterArgs {
     /// Use this rpicluster.toml, and the broker.toml beside it
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Listen for MQTT here (the listener "local"); port 0 takes a free one
+    /// Listen for MQTT without TLS here (the listener "local"); port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) mqtt: Option<SocketAddr>,
+    /// Listen for MQTT with TLS here (the listener "cluster"); port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) mqtts: Option<SocketAddr>,
     /// Listen for HTTP here; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<SocketAddr>,
@@ -86,13 +106,19 @@ pub(crate) struct SlaveArgs {
     /// Use this rpicluster.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Connect to this master; the port is 1883 unless given
+    /// Connect to this master, with TLS; the port is 8883 unless given [env: RPICLUSTER_MASTER, RPICLUSTER_MASTER_FILE]
     #[arg(long, value_name = "HOST[:PORT]")]
-    pub(crate) master: Option<MasterAddress>,
+    pub(crate) master: Option<BrokerAddress>,
+    /// Join with this token, as `rpicluster token create` printed it on the master; needed once [env: RPICLUSTER_TOKEN]
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<Hidden>,
+    /// Read the token from this file, which keeps it out of the list of processes [env: RPICLUSTER_TOKEN_FILE]
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Be this slave, instead of host name and board number
     #[arg(long)]
     pub(crate) id: Option<SlaveId>,
-    /// Keep the status socket here
+    /// Keep identity and status socket here
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -123,7 +149,11 @@ pub(crate) struct DemoArgs {
 
 /// `rpicluster slaves`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct SlavesArgs {
+    /// What to do; without it, show
+    #[command(subcommand)]
+    pub(crate) command: Option<SlavesCommand>,
     /// Show only this slave, with all that is known of it
     pub(crate) id: Option<SlaveId>,
     /// Print what the master's API answers
@@ -142,12 +172,6 @@ pub(crate) struct HealthArgs {
     /// Whom to ask
     #[arg(value_enum, default_value_t = Role::Master)]
     pub(crate) role: Role,
-    /// Where the slave keeps its status socket, instead of the configured folder
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state_dir: Option<PathBuf>,
-    /// Use this rpicluster.toml to find the slave's folder
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) master: UrlArgs,
 }
@@ -172,12 +196,24 @@ pub(crate) struct CheckConfigArgs {
     pub(crate) broker_config: Option<PathBuf>,
 }
 
-/// Where the master is, for the commands that ask it.
+/// Where the master is and what opens it, for the commands that ask it.
 #[derive(Debug, Args)]
 pub(crate) struct UrlArgs {
     /// The master's HTTP address
     #[arg(long, env = "RPICLUSTER_URL", default_value_t)]
     pub(crate) url: MasterUrl,
+    /// Read the API's token from this file, instead of the master's own on this machine (or set RPICLUSTER_API_TOKEN)
+    #[arg(long, env = "RPICLUSTER_API_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) api_token_file: Option<PathBuf>,
+    /// Trust the certificates in this file for https, instead of the master's on this machine
+    #[arg(long, env = "RPICLUSTER_CA_FILE", value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The state folder of whom is asked, if it runs on this machine; by default the configured one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Use this rpicluster.toml to find that folder
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 fn help_end() -> String {
@@ -208,11 +244,18 @@ mod tests {
             "rpicluster",
             "rpicluster nonsense",
             "rpicluster slave --id Ä",
+            "rpicluster slave --master http://head",
+            "rpicluster slave --token a --token-file b",
             "rpicluster master --http 8080",
             "rpicluster demo --slaves 0",
             "rpicluster demo --for ever",
             "rpicluster slaves --url ftp://x",
             "rpicluster slaves --json --watch",
+            "rpicluster slaves add",
+            "rpicluster slaves add pi --label room",
+            "rpicluster token create --uses 0",
+            "rpicluster token create --ttl soon",
+            "rpicluster account add x --role king",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");

@@ -1,11 +1,14 @@
 //! The commands, one in each file.
 
+mod account;
+mod api_token;
 mod check_config;
 mod demo;
 mod health;
 mod master;
 mod slave;
 mod slaves;
+mod token;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -24,6 +27,9 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Slave(args) => slave::run(args),
         Command::Demo(args) => demo::run(&args),
         Command::Slaves(args) => slaves::run(args),
+        Command::Token(args) => token::run(args),
+        Command::Account(args) => account::run(args),
+        Command::ApiToken(args) => api_token::run(args),
         Command::Health(args) => health::run(args),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Completions { shell } => completions(shell),

@@ -6,8 +6,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use rpicluster_broker::BrokerConfig;
+use rpicluster_client::ClusterConfig;
 use rpicluster_master::MasterConfig;
-use rpicluster_protocol::TopicRoot;
 use rpicluster_slave::SlaveConfig;
 use serde::{Deserialize, Serialize};
 
@@ -35,14 +35,6 @@ pub(crate) struct ClusterFile {
     pub(crate) slave: SlaveConfig,
     /// Both logs.
     pub(crate) log: LogConfig,
-}
-
-/// `[cluster]` of `rpicluster.toml`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ClusterConfig {
-    /// The first levels of every topic.
-    pub(crate) topic_root: TopicRoot,
 }
 
 /// The whole configuration and where it came from.
@@ -88,6 +80,15 @@ fn read(sources: Sources, environment: impl Iterator<Item = (OsString, OsString)
 
 impl ClusterFile {
     fn validate(&self) -> Result<(), Invalid> {
+        let cluster = |error: rpicluster_client::ConfigError| Invalid {
+            key: format!("cluster.{}", error.key),
+            problem: error.problem,
+        };
+        self.cluster.validate().map_err(cluster)?;
+        if self.cluster.broker.is_some() && self.slave.master != SlaveConfig::default().master {
+            let problem = "excludes cluster.broker, which is for slaves too: leave one of them out".to_owned();
+            return Err(Invalid { key: "slave.master".to_owned(), problem });
+        }
         self.master.check().map_err(|sentence| {
             // The master's sentence begins with the key.
             let (key, problem) = sentence.split_once(' ').unwrap_or(("master", &sentence));

@@ -14,7 +14,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// The master does not answer.
     Unreachable = 69,
-    /// A configuration file or an environment variable is wrong.
+    /// A configuration file or an environment variable is wrong, or a slave has no way in.
     Configuration = 78,
 }
 
@@ -34,7 +34,9 @@ impl Exit {
             Exit::Failed => "failed",
             Exit::Usage => "wrong usage of the command line",
             Exit::Unreachable => "the master is not reachable",
-            Exit::Configuration => "a configuration file or RPICLUSTER__ variable is wrong",
+            Exit::Configuration => {
+                "a configuration file or RPICLUSTER__ variable is wrong, or this slave has not joined"
+            }
         }
     }
 

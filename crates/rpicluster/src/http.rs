@@ -1,26 +1,40 @@
-//! The client of the master's HTTP API: plain HTTP, with every wait and every size bounded.
+//! The client of the master's HTTP API, with every wait and every size bounded.
 
-use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, fs};
 
+use rpicluster_master::{ca_file, local_token_file};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use ureq::Agent;
-use ureq::http::Uri;
+use ureq::http::{Request, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
+use crate::cli::UrlArgs;
+use crate::config::load;
 use crate::exit::{Exit, Failure};
-use crate::text::Escaped;
+use crate::text::{Escaped, Hidden};
 
+/// Where the master tells its figures.
+pub(crate) const STATUS_PATH: &str = "/api/v1/status";
 /// A master on the local network accepts a connection within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The whole list of 10,000 slaves arrives within this, also over a slow network.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Ten times the list of 10,000 slaves.
 const ANSWER_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// How a master's address is written.
+const URL_FORM: &str = "http://HOST[:PORT] or https://HOST[:PORT]";
+/// The variable that may hold a token; there is no flag for it, since everybody sees a process's arguments.
+const TOKEN_VARIABLE: &str = "RPICLUSTER_API_TOKEN";
 /// An error's text is cut to this many characters.
 const PROBLEM_CHARS_MAX: usize = 200;
 
-/// Where the master's HTTP API is: `http://HOST[:PORT]`, without a `/` at the end.
+/// Where the master's HTTP API is: `http://HOST[:PORT]` or `https://…`, without a `/` at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MasterUrl(String);
 
@@ -28,6 +42,7 @@ pub(crate) struct MasterUrl(String);
 pub(crate) struct MasterClient {
     agent: Agent,
     url: MasterUrl,
+    token: Option<Hidden>,
 }
 
 /// A complete answer.
@@ -53,12 +68,15 @@ impl FromStr for MasterUrl {
             return Ok(MasterUrl::default());
         }
         let trimmed = text.trim_end_matches('/');
-        let uri: Uri = trimmed.parse().map_err(|error| format!("{error}; use http://HOST[:PORT]"))?;
+        let uri: Uri = trimmed.parse().map_err(|error| format!("{error}; use {URL_FORM}"))?;
         let host_only = uri.path().trim_end_matches('/').is_empty() && uri.query().is_none();
-        if uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) && host_only {
+        if matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && host_only
+        {
             Ok(MasterUrl(trimmed.to_owned()))
         } else {
-            Err("use http://HOST[:PORT]".to_owned())
+            Err(format!("use {URL_FORM}"))
         }
     }
 }
@@ -69,18 +87,56 @@ impl fmt::Display for MasterUrl {
     }
 }
 
+impl MasterUrl {
+    fn is_loopback(&self) -> bool {
+        let uri: Option<Uri> = self.0.parse().ok();
+        let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default().trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.0.starts_with("https:")
+    }
+}
+
 impl MasterClient {
-    /// A client of the master at `url`; nothing is connected yet.
-    pub(crate) fn new(url: MasterUrl) -> MasterClient {
+    /// A client of the master that `args` name; nothing is connected yet.
+    ///
+    /// # Errors
+    /// If a file that is named cannot be used.
+    pub(crate) fn new(args: UrlArgs) -> Result<MasterClient, Failure> {
+        let state_dir = match args.state_dir {
+            Some(folder) => folder,
+            None => load(args.config.as_deref(), None)?.file.master.state_dir,
+        };
+        let token = match (std::env::var(TOKEN_VARIABLE), &args.api_token_file) {
+            (Ok(token), _) if !token.is_empty() => Some(token),
+            (_, Some(path)) => Some(read(path)?),
+            // The token of this machine's master goes to nobody else; who may not read it has none.
+            _ if args.url.is_loopback() => fs::read_to_string(local_token_file(&state_dir)).ok(),
+            _ => None,
+        };
+        let token = token.map(|token| Hidden(token.trim().to_owned()));
+        let mut tls = None;
+        if args.url.is_encrypted() {
+            let path = args.ca_file.unwrap_or_else(|| ca_file(&state_dir));
+            tls = Some(trusting(&path)?);
+        }
+        Ok(MasterClient::with(args.url, token, tls))
+    }
+
+    /// A client of the master at `url`, as it is known by somebody who started it.
+    pub(crate) fn with(url: MasterUrl, token: Option<Hidden>, tls: Option<TlsConfig>) -> MasterClient {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             // The master is on the local network: a proxy from the environment would only be in the way.
             .proxy(None)
+            .tls_config(tls.unwrap_or_default())
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(ANSWER_TIMEOUT))
             .build();
-        MasterClient { agent: config.into(), url }
+        MasterClient { agent: config.into(), url, token }
     }
 
     /// The answer to `GET path`, whatever its status.
@@ -88,11 +144,47 @@ impl MasterClient {
     /// # Errors
     /// [`Exit::Unreachable`] if nobody answers in time.
     pub(crate) fn get(&self, path: &str) -> Result<Answer, Failure> {
-        let mut response =
-            self.agent.get(format!("{}{path}", self.url)).call().map_err(|error| self.unreachable(&error))?;
+        self.ask("GET", path, None)
+    }
+
+    /// Changes something: the JSON text of the answer.
+    ///
+    /// # Errors
+    /// As [`MasterClient::get`]; [`Exit::Failed`] with the master's reason if it refuses.
+    pub(crate) fn change(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Failure> {
+        let answer = self.ask(method, path, body)?;
+        match answer.status {
+            200..=299 => Ok(answer.body),
+            401 => Err(self.not_allowed()),
+            _ => Err(Failure::new(Exit::Failed, format!("the master refuses: {}", answer.reason()))),
+        }
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
+        if let Some(Hidden(token)) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = request.body(body).map_err(|error| Failure::new(Exit::Usage, format!("{path}: {error}")))?;
+        let mut response = self.agent.run(request).map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
         let read = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
         Ok(Answer { status, body: read.map_err(|error| self.unreachable(&error))? })
+    }
+
+    fn not_allowed(&self) -> Failure {
+        let reason = match self.token {
+            None => format!(
+                "there is none here: run this as the user of the master on its machine (perhaps with its --state-dir), or \
+                 set {TOKEN_VARIABLE} to one that \"rpicluster api-token create\" made there"
+            ),
+            Some(_) => "the one that was sent is not known to it".to_owned(),
+        };
+        Failure::new(Exit::Failed, format!("the master at {} asks for a token, and {reason}", self.url))
     }
 
     /// The JSON text of `GET path`; `None` if the master knows no such thing.
@@ -104,6 +196,7 @@ impl MasterClient {
         match answer.status {
             200 => Ok(Some(answer.body)),
             404 => Ok(None),
+            401 => Err(self.not_allowed()),
             status => Err(Failure::new(
                 Exit::Failed,
                 format!("{}{path} answers with status {status}: {}", self.url, answer.problem()),
@@ -126,7 +219,40 @@ impl MasterClient {
     }
 }
 
+/// Trusts the certificates in a file, and nothing else.
+fn trusting(path: &Path) -> Result<TlsConfig, Failure> {
+    let pem = fs::read(path).map_err(|error| {
+        let path = path.display();
+        let advice = "name the master's ca.pem with --ca-file or RPICLUSTER_CA_FILE";
+        Failure::new(Exit::Configuration, format!("{path}: {error}: {advice}"))
+    })?;
+    let certificates: Result<Vec<_>, _> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        })
+        .collect();
+    let certificates =
+        certificates.map_err(|error| Failure::new(Exit::Configuration, format!("{}: {error}", path.display())))?;
+    let config = TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&certificates))
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    Ok(config.build())
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    fs::read_to_string(path).map_err(|error| Failure::new(Exit::Configuration, format!("{}: {error}", path.display())))
+}
+
 impl Answer {
+    /// What the master says in an answer that is an error.
+    fn reason(&self) -> String {
+        let said = serde_json::from_str::<Value>(&self.body).ok();
+        let said = said.as_ref().and_then(|body| body["error"].as_str()).map(|reason| Escaped(reason).to_string());
+        said.unwrap_or_else(|| format!("status {}: {}", self.status, self.problem()))
+    }
+
     /// The body as part of an error message.
     pub(crate) fn problem(&self) -> String {
         let short: String = self.body.trim().chars().take(PROBLEM_CHARS_MAX).collect();
@@ -157,7 +283,17 @@ mod tests {
     fn urls_follow_their_rule() {
         assert_eq!("http://pi:80/".parse::<MasterUrl>().unwrap().to_string(), "http://pi:80");
         assert_eq!("".parse::<MasterUrl>().unwrap(), MasterUrl::default());
-        for bad in ["pi:80", "https://pi", "http://", "http://pi/x", "ftp://pi", "http://a b", "/"] {
+        assert!("https://pi".parse::<MasterUrl>().unwrap().is_encrypted());
+        for (url, loopback) in [
+            ("http://127.0.0.1:8080", true),
+            ("http://localhost", true),
+            ("http://[::1]:80", true),
+            ("http://10.0.0.1", false),
+            ("https://localhost.example.org", false),
+        ] {
+            assert_eq!(url.parse::<MasterUrl>().unwrap().is_loopback(), loopback, "{url}");
+        }
+        for bad in ["pi:80", "https://", "http://", "http://pi/x", "ftp://pi", "http://a b", "/"] {
             assert!(bad.parse::<MasterUrl>().is_err(), "{bad}");
         }
     }
@@ -166,18 +302,18 @@ mod tests {
     fn nobody_there_is_unreachable_and_names_the_url_and_the_way_out() {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url: MasterUrl = format!("http://127.0.0.1:{port}").parse().unwrap();
-        let failure = MasterClient::new(url.clone()).get("/healthz").err().unwrap();
+        let failure = MasterClient::with(url.clone(), None, None).get("/healthz").err().unwrap();
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.message.contains(&url.to_string()) && failure.message.contains("RPICLUSTER_URL"), "{failure}");
     }
 
     #[test]
     fn answers_are_told_apart() {
-        let client = MasterClient::new(server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"));
+        let client = MasterClient::with(server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"), None, None);
         assert_eq!(client.get_json("/x").unwrap().as_deref(), Some("[]"));
-        let client = MasterClient::new(server(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"));
+        let client = MasterClient::with(server(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"), None, None);
         assert_eq!(client.get_json("/x").unwrap(), None);
-        let client = MasterClient::new(server(b"HTTP/1.1 503 No\r\ncontent-length: 6\r\n\r\nfull\x1b\n"));
+        let client = MasterClient::with(server(b"HTTP/1.1 503 No\r\ncontent-length: 6\r\n\r\nfull\x1b\n"), None, None);
         let failure = client.get_json("/x").unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.message.ends_with("status 503: full\\u{1b}"), "{failure}");
@@ -185,9 +321,9 @@ mod tests {
 
     #[test]
     fn what_speaks_no_http_or_no_json_is_no_master() {
-        let client = MasterClient::new(server(b"SSH-2.0-OpenSSH\r\n"));
+        let client = MasterClient::with(server(b"SSH-2.0-OpenSSH\r\n"), None, None);
         assert_eq!(client.get("/x").err().unwrap().exit, Exit::Unreachable);
-        let client = MasterClient::new(MasterUrl::default());
+        let client = MasterClient::with(MasterUrl::default(), None, None);
         assert_eq!(client.parse::<Vec<u8>>("<html>").unwrap_err().exit, Exit::Unreachable);
     }
 }

@@ -26,15 +26,40 @@ pub(crate) fn table(slaves: &[SlaveRow], now: Timestamp, colours: bool) -> Strin
         return "No slave has come yet.".to_owned();
     }
     let rows: Vec<[String; HEADER.len()]> = slaves.iter().map(|slave| cells(slave, now)).collect();
-    let mut widths = HEADER.map(|title| title.chars().count());
-    for row in &rows {
+    // Colours are added after padding, so that they do not count as width.
+    grid(HEADER, &rows, |row, column, padded| match slaves.get(row).map(|slave| slave.slave.state) {
+        Some(Liveness::Online) if colours && column == STATE => format!("\x1b[32m{padded}\x1b[0m"),
+        Some(Liveness::Offline) if colours && column == STATE => format!("\x1b[31m{padded}\x1b[0m"),
+        _ => padded,
+    })
+}
+
+/// A table of whatever kind, without colours. Text from elsewhere is made safe.
+pub(crate) fn plain<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let safe: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| Escaped(cell).to_string())).collect();
+    grid(header, &safe, |_, _, padded| padded)
+}
+
+/// Columns as wide as their widest cell; `paint` gets the row, the column and the padded cell.
+fn grid<const N: usize>(
+    header: [&str; N],
+    rows: &[[String; N]],
+    paint: impl Fn(usize, usize, String) -> String,
+) -> String {
+    let mut widths = header.map(|title| title.chars().count());
+    for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let mut lines = vec![line(&HEADER.map(str::to_owned), &widths, None)];
-    for (row, slave) in rows.iter().zip(slaves) {
-        lines.push(line(row, &widths, colours.then_some(slave.slave.state)));
+    let line = |cells: [&str; N], paint: &dyn Fn(usize, String) -> String| {
+        let padded = cells.iter().zip(widths).enumerate();
+        let padded = padded.map(|(column, (cell, width))| paint(column, format!("{cell:<width$}")));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(header, &|_, padded| padded)];
+    for (number, row) in rows.iter().enumerate() {
+        lines.push(line(row.each_ref().map(String::as_str), &|column, padded| paint(number, column, padded)));
     }
     lines.join("\n")
 }
@@ -53,19 +78,6 @@ fn cells(row: &SlaveRow, now: Timestamp) -> [String; HEADER.len()] {
         or_absent(vitals.load.map(|load| format!("{:.2}", load[0]))),
         row.slave.reason.as_ref().map(|reason| Escaped(reason).to_string()).unwrap_or_default(),
     ]
-}
-
-/// Colours are added after padding, so that they do not count as width.
-fn line(cells: &[String; HEADER.len()], widths: &[usize; HEADER.len()], coloured: Option<Liveness>) -> String {
-    let padded = cells.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
-        let padded = format!("{cell:<width$}");
-        match coloured.filter(|_| column == STATE) {
-            Some(Liveness::Online) => format!("\x1b[32m{padded}\x1b[0m"),
-            Some(Liveness::Offline) => format!("\x1b[31m{padded}\x1b[0m"),
-            None => padded,
-        }
-    });
-    padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
 }
 
 /// All that is known of one slave, a line each; what is unknown is left out.

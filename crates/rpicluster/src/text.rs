@@ -1,6 +1,8 @@
 //! Text from elsewhere (slaves, files, the environment) made safe for a terminal and a log file.
 
+use std::convert::Infallible;
 use std::fmt::{self, Write};
+use std::str::FromStr;
 
 /// Prints what the inner value prints, with every character that could start a new line, move the cursor or reorder the
 /// text replaced by its escape.
@@ -38,6 +40,24 @@ impl Write for EscapingWriter<'_, '_> {
 fn forges(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A text that is nobody's business: `Debug` hides it, and no parser repeats it in an error.
+#[derive(Clone)]
+pub(crate) struct Hidden(pub(crate) String);
+
+impl FromStr for Hidden {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Hidden, Infallible> {
+        Ok(Hidden(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(…)")
+    }
 }
 
 #[cfg(test)]

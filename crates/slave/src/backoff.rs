@@ -5,6 +5,9 @@ use rpicluster_protocol::limits::{BACKOFF_MAX, BACKOFF_MIN};
 /// A connection that held for this long was a good one: the next failure starts with short waits again. A shorter one
 /// may be refused at once each time, or be taken over by another slave with the same id.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// Shortest and longest ceiling after a refusal: only a person's deed ends it, and each try costs the broker a slow hash.
+const REFUSED_MIN: Duration = Duration::from_secs(4);
+const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 /// How long to wait before the next connection: exponential with full jitter, so that slaves that lost their broker
 /// together do not come back together.
@@ -23,9 +26,16 @@ impl Backoff {
         if held >= GOOD_CONNECTION {
             self.ceiling = BACKOFF_MIN;
         }
+        self.ceiling = self.ceiling.min(BACKOFF_MAX);
         let wait = self.ceiling.mul_f64(random.f64());
         self.ceiling = (self.ceiling * 2).min(BACKOFF_MAX);
         wait
+    }
+
+    /// The wait after the broker said that it does not know this slave: never short.
+    pub(crate) fn after_refusal(&mut self, random: &mut fastrand::Rng) -> Duration {
+        self.ceiling = (self.ceiling * 2).clamp(REFUSED_MIN, REFUSED_MAX);
+        self.ceiling.mul_f64(0.5 + random.f64() / 2.0)
     }
 }
 
@@ -52,6 +62,16 @@ mod tests {
         let first_waits: Vec<_> =
             (0..1000).map(|_| Backoff::new().after(Duration::ZERO, &mut random).as_millis()).collect();
         assert!(first_waits.iter().any(|wait| *wait < 25) && first_waits.iter().any(|wait| *wait > 475));
+    }
+
+    #[test]
+    fn a_refused_slave_asks_once_a_minute_in_the_end_and_comes_back_from_that() {
+        let mut backoff = Backoff::new();
+        let mut random = fastrand::Rng::with_seed(7);
+        let waits: Vec<_> = (0..20).map(|_| backoff.after_refusal(&mut random)).collect();
+        assert!(waits[0] >= REFUSED_MIN / 2 && waits.iter().all(|wait| *wait <= REFUSED_MAX), "{waits:?}");
+        assert!(waits[10..].iter().all(|wait| *wait >= REFUSED_MAX / 2), "{waits:?}");
+        assert!(backoff.after(Duration::ZERO, &mut random) <= BACKOFF_MAX);
     }
 
     #[test]

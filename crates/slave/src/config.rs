@@ -1,17 +1,14 @@
 //! The `[slave]` section of the configuration.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
+use rpicluster_client::BrokerAddress;
 use rpicluster_protocol::SlaveId;
 use rpicluster_protocol::limits::{KEEP_ALIVE, MESSAGE_INTERVAL, VITALS_INTERVAL};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-/// Port of a master's broker if none is named.
-const MQTT_PORT: u16 = 1883;
 /// More slots than any machine can use are a slip of the pen.
 const SLOTS_MAX: u32 = 1024;
 /// Labels are part of the details, whose encoded size is limited.
@@ -28,8 +25,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SlaveConfig {
-    /// Where the master's broker listens: `127.0.0.1:1883`.
-    pub master: MasterAddress,
+    /// Where the master's broker listens: `127.0.0.1:8883`, with TLS.
+    pub master: BrokerAddress,
     /// The slave's id; by default made from host name and hardware.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<SlaveId>,
@@ -50,20 +47,6 @@ pub struct SlaveConfig {
     #[serde(with = "humantime_serde")]
     pub message_interval: Duration,
 }
-
-/// Host and port of the master's broker, printed as `host:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MasterAddress {
-    /// Host name or IP address; an IPv6 address keeps its brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-/// Why a text is no address of a master.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an address: write HOST or HOST:PORT, an IPv6 address as [ADDRESS]:PORT")]
-pub struct MasterAddressError(String);
 
 /// A value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -131,7 +114,7 @@ impl SlaveConfig {
 impl Default for SlaveConfig {
     fn default() -> Self {
         SlaveConfig {
-            master: MasterAddress { host: "127.0.0.1".to_owned(), port: MQTT_PORT },
+            master: BrokerAddress::default(),
             id: None,
             state_dir: PathBuf::from("/var/lib/rpicluster-slave"),
             labels: BTreeMap::new(),
@@ -155,61 +138,9 @@ fn refused(key: &str, problem: &str) -> ConfigError {
     ConfigError { key: key.to_owned(), problem: problem.to_owned() }
 }
 
-impl FromStr for MasterAddress {
-    type Err = MasterAddressError;
-
-    fn from_str(text: &str) -> Result<Self, MasterAddressError> {
-        let error = || MasterAddressError(text.chars().take(LABEL_VALUE_BYTES_MAX).collect());
-        let (host, port) = match text.rsplit_once(':') {
-            // The colons of an IPv6 address are inside its brackets.
-            Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| error())?),
-            _ => (text, MQTT_PORT),
-        };
-        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host_is_good = match bracketed {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
-            }
-        };
-        if host_is_good && port != 0 { Ok(MasterAddress { host: host.to_owned(), port }) } else { Err(error()) }
-    }
-}
-
-impl fmt::Display for MasterAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
-impl Serialize for MasterAddress {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for MasterAddress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_have_a_host_and_perhaps_a_port() {
-        let printed = |text: &str| text.parse::<MasterAddress>().map(|address| address.to_string());
-        assert_eq!(printed("head-pi").unwrap(), "head-pi:1883");
-        assert_eq!(printed("10.0.0.1:1884").unwrap(), "10.0.0.1:1884");
-        assert_eq!(printed("[fd00::1]").unwrap(), "[fd00::1]:1883");
-        assert_eq!(printed("[fd00::1]:99").unwrap(), "[fd00::1]:99");
-        for bad in ["", ":1883", "a:", "a:0", "a:65536", "fd00::1", "[fd00::1", "[]:1", "mqtt://a", "a b", "ä"] {
-            assert!(printed(bad).is_err(), "{bad:?}");
-        }
-    }
 
     #[test]
     fn the_default_is_valid_and_survives_its_own_text() {
@@ -217,7 +148,10 @@ mod tests {
         default.validate().unwrap();
         let text = serde_json::to_string(&default).unwrap();
         assert_eq!(serde_json::from_str::<SlaveConfig>(&text).unwrap(), default);
-        assert!(text.contains(r#""master":"127.0.0.1:1883""#) && text.contains(r#""keep_alive":"5s""#), "{text}");
+        assert!(
+            text.contains(r#""master":"mqtts://127.0.0.1:8883""#) && text.contains(r#""keep_alive":"5s""#),
+            "{text}"
+        );
         assert!(serde_json::from_str::<SlaveConfig>(r#"{"keepalive":"5s"}"#).is_err());
     }
 

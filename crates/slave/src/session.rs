@@ -8,6 +8,7 @@ use std::future::{self, Future};
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use rpicluster_client::Connection;
 use rpicluster_protocol::limits::{ANNOUNCE_JITTER_MAX, PACKET_BYTES_MAX};
 use rpicluster_protocol::{
     Details, Envelope, FromSlave, Info, Liveness, RequestId, SessionId, State, ToSlave, Topic, Upward,
@@ -50,11 +51,12 @@ pub(crate) enum Ended {
 /// Connects once and speaks until the connection breaks or `shutdown` completes.
 pub(crate) async fn run(
     slave: &mut Slave,
+    connection: &Connection,
     id: &SessionId,
     random: &mut fastrand::Rng,
     mut shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
-    let (client, eventloop) = AsyncClient::new(options(slave, id), REQUESTS_MAX);
+    let (client, eventloop) = AsyncClient::new(options(slave, connection, id), REQUESTS_MAX);
     let mut poll = pin!(next_event(with_nodelay(eventloop)));
     let (eventloop, connack) = select! {
         () = shutdown.as_mut() => return Ended::Stopped,
@@ -115,9 +117,8 @@ async fn reached(moment: Option<Instant>) {
     }
 }
 
-fn options(slave: &Slave, session: &SessionId) -> MqttOptions {
-    let master = &slave.config.master;
-    let mut options = MqttOptions::new(slave.id.as_str(), &master.host, master.port);
+fn options(slave: &Slave, connection: &Connection, session: &SessionId) -> MqttOptions {
+    let mut options = connection.options(slave.id.as_str());
     options.set_keep_alive(slave.config.keep_alive);
     options.set_clean_session(true);
     options.set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
@@ -195,7 +196,7 @@ impl<'a> Session<'a> {
     /// Subscribes, so that no answer is missed, then introduces itself: `state` is the first message.
     fn begin(&mut self) {
         self.slave.status.send_modify(|status| status.set_connected(self.id));
-        tracing::info!(id = %self.slave.id, session = %self.id, master = %self.slave.config.master, "connected");
+        tracing::info!(id = %self.slave.id, session = %self.id, master = %self.slave.address, "connected");
         let filters = [self.slave.root.to_slave(&self.slave.id), self.slave.root.name(&Topic::MasterState)];
         let filters = filters.map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
         if self.client.try_subscribe_many(filters).is_err() {

@@ -49,6 +49,9 @@ pub struct Status {
     pub shed: u64,
     /// Connections after the first one.
     pub reconnects: u64,
+    /// Why it is not connected, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 impl Status {
@@ -66,6 +69,7 @@ impl Status {
             not_understood: 0,
             shed: 0,
             reconnects: 0,
+            problem: None,
         }
     }
 
@@ -74,6 +78,7 @@ impl Status {
         self.session = Some(session.clone());
         self.connected = true;
         self.master_info_received = false;
+        self.problem = None;
         self.since = now();
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct ConnAck<'a> {
     pub(crate) session_expiry: Option<u32>,
     pub(crate) receive_maximum: u16,
     pub(crate) maximum_packet_size: u32,
+    /// For people, why the answer is no (MQTT 5).
+    pub(crate) explanation: Option<&'a str>,
 }
 
 /// A message on its way to one subscriber.
@@ -67,6 +69,9 @@ pub(crate) fn encode_connack(out: &mut Vec<u8>, version: Version, ack: &ConnAck<
             put_binary(&mut properties, client_id.as_bytes());
         }
         properties.extend([id::SHARED_AVAILABLE, 0]);
+    } else if let Some(explanation) = ack.explanation {
+        properties.push(id::REASON_STRING);
+        put_binary(&mut properties, explanation.as_bytes());
     }
     out.push(0x20);
     put_variable(out, 2 + variable_length(properties.len()) + properties.len());

@@ -186,6 +186,7 @@ pub(crate) mod reason {
     pub(crate) const TOPIC_ALIAS_INVALID: u8 = 0x94;
     pub(crate) const PACKET_TOO_LARGE: u8 = 0x95;
     pub(crate) const QUOTA_EXCEEDED: u8 = 0x97;
+    pub(crate) const ADMINISTRATIVE_ACTION: u8 = 0x98;
     pub(crate) const SHARED_NOT_SUPPORTED: u8 = 0x9E;
 }
 

@@ -44,6 +44,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                     let delivered = Delivered { dup: true, ..delivered(queued, inflight.packet_id, expiry) };
                     if delivered.encoded_length(settings.version) > settings.packet_bytes_max {
                         Stats::add(&hub.stats.dropped_too_large, 1);
+                        Stats::add(&attachment.client.counts.dropped, 1);
                         continue;
                     }
                     encode_publish(output, settings.version, &delivered);
@@ -58,6 +59,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         let stats = &self.hub.stats;
         let Ok(expiry) = queued.message.expiry(self.hub.clock) else {
             Stats::add(&stats.dropped_expired, 1);
+            Stats::add(&self.attachment.client.counts.dropped, 1);
             return;
         };
         let session = &mut self.attachment.session;
@@ -66,10 +68,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         // MQTT 5 3.1.2-25: it is then treated as if it had been sent.
         if message.encoded_length(self.settings.version) > self.settings.packet_bytes_max {
             Stats::add(&stats.dropped_too_large, 1);
+            Stats::add(&self.attachment.client.counts.dropped, 1);
             return;
         }
         encode_publish(&mut self.output, self.settings.version, &message);
         Stats::add(&stats.messages_sent, 1);
+        Stats::add(&self.attachment.client.counts.sent, 1);
         if packet_id != 0 {
             session.inflight.push_back(Inflight { packet_id, queued: Some(queued) });
         }

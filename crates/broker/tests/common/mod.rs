@@ -3,13 +3,14 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 mod raw;
+pub mod tls;
 pub mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rpicluster_broker::{Broker, BrokerConfig, LinkReceiver, LinkSender, RouterStopped, Stats};
+use rpicluster_broker::{Broker, BrokerConfig, BrokerHandle, LinkReceiver, LinkSender, RouterStopped, Security, Stats};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -26,6 +27,7 @@ pub const BOTH: [bool; 2] = [false, true];
 pub struct TestBroker {
     pub address: SocketAddr,
     pub stats: Arc<Stats>,
+    pub handle: BrokerHandle,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), RouterStopped>>,
 }
@@ -39,16 +41,25 @@ impl TestBroker {
         adjust: impl FnOnce(&mut BrokerConfig),
         filters: Vec<String>,
     ) -> (TestBroker, LinkSender, LinkReceiver) {
+        Self::start_with(adjust, filters, Security::trusting()).await
+    }
+
+    pub async fn start_with(
+        adjust: impl FnOnce(&mut BrokerConfig),
+        filters: Vec<String>,
+        security: Security,
+    ) -> (TestBroker, LinkSender, LinkReceiver) {
         let mut config = BrokerConfig::default();
+        config.listeners.retain(|name, _| name == "local");
         config.listeners.values_mut().for_each(|listener| listener.address.set_port(0));
         adjust(&mut config);
-        let broker = Broker::bind(config).await.unwrap();
+        let broker = Broker::bind(config, security).await.unwrap();
         let address = broker.addresses()[0].1;
-        let stats = broker.stats();
+        let (stats, handle) = (broker.stats(), broker.handle());
         let (sender, receiver) = broker.link(filters).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(broker.run(async move { drop(stopped.await) }));
-        (TestBroker { address, stats, stop: Some(stop), task }, sender, receiver)
+        (TestBroker { address, stats, handle, stop: Some(stop), task }, sender, receiver)
     }
 
     pub async fn stop(mut self) {

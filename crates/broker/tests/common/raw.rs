@@ -35,6 +35,8 @@ pub struct Hello {
     pub keep_alive: u16,
     /// Topic, payload, QoS, retain.
     pub will: Option<(&'static str, &'static str, u8, bool)>,
+    /// User name and password.
+    pub login: Option<(&'static str, &'static str)>,
     /// Encoded CONNECT properties (MQTT 5).
     pub properties: Vec<u8>,
     /// Encoded will properties (MQTT 5).
@@ -76,7 +78,15 @@ pub const PUBCOMP: u8 = 0x70;
 
 impl Default for Hello {
     fn default() -> Self {
-        Hello { client_id: "c", clean: true, keep_alive: 60, will: None, properties: vec![], will_properties: vec![] }
+        Hello {
+            client_id: "c",
+            clean: true,
+            keep_alive: 60,
+            will: None,
+            login: None,
+            properties: vec![],
+            will_properties: vec![],
+        }
     }
 }
 
@@ -95,7 +105,8 @@ impl Hello {
     pub fn bytes(&self, v5: bool) -> Vec<u8> {
         let mut body = text("MQTT");
         let will_flags = self.will.map_or(0, |(_, _, qos, retain)| 0x04 | qos << 3 | u8::from(retain) << 5);
-        body.extend([if v5 { 5 } else { 4 }, u8::from(self.clean) << 1 | will_flags]);
+        let login_flags = if self.login.is_some() { 0xc0 } else { 0 };
+        body.extend([if v5 { 5 } else { 4 }, u8::from(self.clean) << 1 | will_flags | login_flags]);
         body.extend(self.keep_alive.to_be_bytes());
         if v5 {
             body.extend(block(&self.properties));
@@ -106,6 +117,9 @@ impl Hello {
                 body.extend(block(&self.will_properties));
             }
             body.extend([text(topic), text(payload)].concat());
+        }
+        if let Some((user, password)) = self.login {
+            body.extend([text(user), text(password)].concat());
         }
         framed(0x10, &body)
     }

@@ -34,6 +34,14 @@ impl Bench {
         self.bus.deliver(topic, Bytes::from_static(VITALS.as_bytes()), Wishes::default(), Moment::from_millis(at));
     }
 
+    /// Whose sign of life the engine was told, and of when.
+    fn signed(&mut self) -> (String, Moment) {
+        match self.engine.try_recv() {
+            Ok(Input::Sign { slave, at }) => (slave.id.to_string(), at),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn slave(&self, id: &str) -> Arc<Slave> {
         self.bus.world.view.get(id).unwrap()
     }
@@ -90,7 +98,7 @@ async fn the_engine_hears_of_a_new_slave_once_and_of_nobody_who_is_no_slave() {
         bench.deliver(topic, 5);
     }
     let a = bench.slave("a");
-    assert_eq!(bench.engine.try_recv(), Ok(Input::Sign { slave: a.id.clone(), at: Moment::from_millis(1_001) }));
+    assert_eq!(bench.signed(), ("a".to_owned(), Moment::from_millis(1_001)));
     bench.handled("a", 4).await;
     // The state was no state: that is a bad message and a sign of life that nobody waits for any more.
     assert_eq!(a.counters.bad_messages.get(), 1);
@@ -104,8 +112,37 @@ async fn a_sign_of_life_that_the_engine_could_not_take_is_told_at_the_next_messa
     let mut bench = bench(10, 1);
     bench.deliver("rpicluster/from/a/vitals", 1);
     bench.deliver("rpicluster/from/b/vitals", 2);
-    assert!(matches!(bench.engine.try_recv(), Ok(Input::Sign { slave, .. }) if slave.as_str() == "a"));
+    assert_eq!(bench.signed(), ("a".to_owned(), Moment::from_millis(1)));
     bench.deliver("rpicluster/from/b/vitals", 3);
-    let (slave, at) = (bench.slave("b").id.clone(), Moment::from_millis(3));
-    assert_eq!(bench.engine.try_recv(), Ok(Input::Sign { slave, at }));
+    assert_eq!(bench.signed(), ("b".to_owned(), Moment::from_millis(3)));
+}
+
+#[tokio::test]
+async fn a_removed_slave_is_nobody_until_its_farewell_and_new_after_it() {
+    let mut bench = bench(10, 10);
+    bench.deliver("rpicluster/from/a/vitals", 1);
+    bench.deliver("rpicluster/from/a/message", 1);
+    bench.handled("a", 2).await;
+    let old = bench.slave("a");
+    bench.bus.world.view.remove(&old.id);
+    let _farewell = bench.bus.world.view.expect_farewell(&old.id, Bytes::from_static(b"mark"));
+
+    let empty = |bench: &mut Bench, mark: &'static [u8]| {
+        let wishes = Wishes { topic: None, correlation_data: Some(Bytes::from_static(mark)) };
+        bench.bus.deliver("rpicluster/from/a/state", Bytes::new(), wishes, Moment::from_millis(2));
+    };
+    for leaf in ["vitals", "details", "state"] {
+        bench.deliver(&format!("rpicluster/from/a/{leaf}"), 2);
+    }
+    empty(&mut bench, b"forged");
+    assert!(bench.bus.world.view.get("a").is_none(), "what it said before is nobody's");
+    assert_eq!((bench.bus.counters.refused.get(), old.counters.received.get()), (4, 2));
+
+    empty(&mut bench, b"mark");
+    bench.bus.handlers.join_next().await.unwrap().unwrap().unwrap();
+    assert!(bench.bus.routes.is_empty() && bench.bus.slaves.is_empty());
+    bench.deliver("rpicluster/from/a/vitals", 3);
+    bench.handled("a", 1).await;
+    assert!(!Arc::ptr_eq(&old, &bench.slave("a")));
+    assert_eq!(bench.bus.counters.refused.get(), 4);
 }

@@ -2,6 +2,8 @@ use rpicluster_protocol::Details;
 use tempfile::TempDir;
 
 use super::*;
+use crate::access::{Enrolment, Hash, Labels};
+use crate::store::private_folder;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -32,7 +34,7 @@ fn state(liveness: Liveness, session: &str, reason: Option<&str>) -> State {
 
 impl Bench {
     fn new() -> Bench {
-        Bench::open(tempfile::tempdir().unwrap(), COMMANDS)
+        Bench::open(private_folder(), COMMANDS)
     }
 
     fn open(folder: TempDir, commands_max: usize) -> Bench {
@@ -59,8 +61,8 @@ impl Bench {
     }
 
     fn claim(&mut self, state: State) {
-        self.meet(&pi());
-        self.step(vec![Input::Claim { slave: pi(), state, at: self.now }]);
+        let slave = self.meet(&pi());
+        self.step(vec![Input::Claim { slave, state, at: self.now }]);
     }
 
     /// One step of engine and bus, both alive.
@@ -125,7 +127,7 @@ fn details_are_saved_as_they_are_then() {
     let slave = bench.meet(&pi());
     for cores in [1, 2] {
         if slave.set_details(Arc::new(Details { cpu_cores: Some(cores), ..Details::default() })) {
-            bench.step(vec![Input::Details { slave: pi() }]);
+            bench.step(vec![Input::Details { slave: slave.clone() }]);
         }
     }
     bench.pass(SAVE_INTERVAL);
@@ -152,7 +154,7 @@ fn silence_is_judged_by_the_pulse_and_only_when_nothing_waits() {
     assert_eq!(bench.commands(), [Command::RewriteRetained(pi(), truth)]);
 
     assert!(slave.pulse.beat(bench.now), "the next message is asked for");
-    bench.step(vec![Input::Sign { slave: pi(), at: bench.now }]);
+    bench.step(vec![Input::Sign { slave, at: bench.now }]);
     assert_eq!(bench.shown(), ONLINE);
 }
 
@@ -217,7 +219,7 @@ fn a_store_that_fails_stops_nothing_and_is_tried_again() {
 
 #[test]
 fn what_a_full_queue_does_not_take_is_made_again_from_what_holds_then() {
-    let mut bench = Bench::open(tempfile::tempdir().unwrap(), 1);
+    let mut bench = Bench::open(private_folder(), 1);
     bench.claim(state(Liveness::Online, "s2", None));
     bench.claim(state(Liveness::Offline, "unknown", None));
     bench.claim(state(Liveness::Online, "s3", None));
@@ -246,4 +248,91 @@ fn a_new_engine_knows_what_the_old_one_saved_at_its_end() {
     assert!(bench.commands().contains(&Command::Announce(pi())));
     bench.pass(TIMEOUT);
     assert_eq!(bench.shown(), (Liveness::Offline, Some("silent".into())));
+}
+
+fn removed() -> Vec<Change> {
+    vec![Change::SlaveRemoved(pi())]
+}
+
+fn enrolled(id: &str) -> Vec<Change> {
+    let (id, secret) = (id.parse().unwrap(), Hash::of(b"secret"));
+    vec![Change::SlaveEnrolled(Enrolment { id, secret, labels: Labels::new(), created: 0 })]
+}
+
+#[test]
+fn changes_of_one_batch_are_one_transaction_with_all_that_waited() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    assert_eq!(bench.engine.store.slaves().unwrap(), []);
+    let commit = |bench: &mut Bench, batch: [Vec<Change>; 2]| {
+        let mut answers = Vec::new();
+        let inputs = batch.map(|changes| {
+            let (done, answer) = oneshot::channel();
+            answers.push(answer);
+            Input::Commit { changes, done }
+        });
+        bench.step(inputs.into());
+        answers.iter_mut().map(|answer| answer.try_recv().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(commit(&mut bench, [enrolled("a"), enrolled("b")]), [Ok(()), Ok(())]);
+    assert_eq!(bench.engine.store.access().unwrap(), [enrolled("a"), enrolled("b")].concat());
+    assert_eq!(bench.engine.store.slaves().unwrap().len(), 1, "presence went with it");
+
+    bench.engine.store.break_down();
+    assert_eq!(commit(&mut bench, [enrolled("c"), removed()]), [Err(NotWritten), Err(NotWritten)]);
+    assert_eq!(bench.engine.store.access().unwrap().len(), 2, "the one took the other back");
+}
+
+#[test]
+fn a_removed_slave_is_forgotten_and_what_is_still_said_in_its_name_is_nobodys() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.pass(SAVE_INTERVAL);
+    let old = bench.meet(&pi());
+    let (done, mut answer) = oneshot::channel();
+    bench.step(vec![Input::Commit { changes: removed(), done }]);
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+    assert_eq!(bench.engine.store.slaves().unwrap(), []);
+    assert!(old.is_removed() && bench.view.get("pi").is_none() && bench.view.is_leaving(&pi()));
+    assert!(bench.engine.presence.record(&pi()).is_none());
+    assert!(bench.view.get_or_meet(&pi(), Timestamp::from_unix_ms(0)).is_none(), "until its farewell has come");
+
+    let late = |slave: &Arc<Slave>, at| {
+        let claim = state(Liveness::Online, "s1", None);
+        vec![
+            Input::Claim { slave: slave.clone(), state: claim, at },
+            Input::Sign { slave: slave.clone(), at },
+            Input::Details { slave: slave.clone() },
+        ]
+    };
+    bench.commands();
+    bench.step(late(&old, bench.now));
+    assert!(bench.engine.presence.record(&pi()).is_none());
+    let mark = Bytes::from_static(b"mark");
+    drop(bench.view.expect_farewell(&pi(), mark.clone()));
+    bench.step(vec![Input::Farewell { slave: pi(), mark: mark.clone() }]);
+    assert_eq!(bench.commands(), [Command::Farewell(pi(), mark.clone())]);
+    assert!(!bench.view.farewell(&pi(), &Bytes::from_static(b"other")) && bench.view.farewell(&pi(), &mark));
+
+    // Who comes back is new, whatever the old one still says.
+    bench.claim(state(Liveness::Online, "s2", None));
+    bench.step(late(&old, bench.now));
+    assert_eq!(bench.shown(), ONLINE);
+    assert_eq!(bench.view.get("pi").unwrap().latest().session.unwrap().as_str(), "s2");
+}
+
+#[test]
+fn a_change_that_cannot_be_written_changes_nothing() {
+    let mut bench = Bench::new();
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.engine.store.break_down();
+    let (done, mut answer) = oneshot::channel();
+    bench.step(vec![Input::Commit { changes: removed(), done }]);
+    assert_eq!(answer.try_recv(), Ok(Err(NotWritten)));
+    assert_eq!(bench.engine.counters.store_failures.get(), 1);
+    assert_eq!(bench.shown(), ONLINE);
+    assert!(!bench.view.is_leaving(&pi()) && bench.engine.presence.record(&pi()).is_some());
+    bench.engine.store.mend();
+    bench.pass(SAVE_INTERVAL);
+    assert_eq!(bench.engine.store.slaves().unwrap().len(), 1, "what was to be saved with it is tried again");
 }

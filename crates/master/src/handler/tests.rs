@@ -183,7 +183,7 @@ async fn states_reach_the_engine_and_another_protocol_is_refused_by_name() {
     let reply = bench.reply().await.1;
     assert!(matches!(bad(&reply), BadMessage::Error(error) if error.contains("protocol 7")), "{reply:?}");
     assert_eq!(reply.re.as_ref().unwrap().as_str(), "q");
-    assert_eq!(bench.engine.recv().await, Some(Input::Sign { slave: bench.slave.id.clone(), at: bench.now }));
+    assert!(matches!(bench.engine.recv().await, Some(Input::Sign { at, .. }) if at == bench.now));
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn details_and_vitals_are_shown_and_only_details_are_told_to_the_engine() 
     let mut bench = Bench::new();
     bench.send(Upward::Vitals, r#"{"type":"vitals","payload":{"uptime":5}}"#);
     bench.send(Upward::Details, r#"{"type":"computer_details","payload":{"hostname":"a\nb"}}"#);
-    assert_eq!(bench.engine.recv().await, Some(Input::Details { slave: bench.slave.id.clone() }));
+    assert!(matches!(bench.engine.recv().await, Some(Input::Details { slave }) if Arc::ptr_eq(&slave, &bench.slave)));
     bench.handled().await;
     let latest = bench.slave.latest();
     assert_eq!(latest.vitals.unwrap().uptime, Some(5));

@@ -56,3 +56,22 @@ fn a_sign_of_life_is_reported_once_for_each_time_it_is_asked_for() {
     assert!(!slave.pulse.beat(moment(14)));
     assert_eq!(slave.pulse.heard(), moment(14));
 }
+
+#[test]
+fn a_removed_slave_comes_back_as_another_after_its_farewell() {
+    let view = View::new(2);
+    let old = view.get_or_meet(&id("a"), at(1)).unwrap();
+    view.remove(&id("a"));
+    view.remove(&id("never-seen"));
+    assert!(old.is_removed() && view.is_leaving(&id("a")) && view.all().is_empty());
+    let mark = Bytes::from_static(b"mark");
+    assert!(!view.farewell(&id("a"), &mark), "nobody said what to expect");
+    let mut arrival = view.expect_farewell(&id("a"), mark.clone());
+    assert!(view.get_or_meet(&id("a"), at(1)).is_none());
+    assert!(!view.farewell(&id("a"), &Bytes::from_static(b"forged")) && !view.farewell(&id("b"), &mark));
+    assert_eq!(arrival.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+    assert!(view.farewell(&id("a"), &mark) && !view.farewell(&id("a"), &mark));
+    assert_eq!(arrival.try_recv(), Err(oneshot::error::TryRecvError::Closed), "who waits for it is told");
+    let new = view.get_or_meet(&id("a"), at(2)).unwrap();
+    assert!(!new.is_removed() && old.is_removed() && view.is_leaving(&id("never-seen")));
+}

@@ -20,8 +20,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct TestMaster {
     pub(crate) mqtt: SocketAddr,
     pub(crate) http: SocketAddr,
+    token: String,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), RunError>>,
+}
+
+/// A folder such as a master wants.
+pub(crate) fn private_folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o700)).tempdir().unwrap()
 }
 
 pub(crate) fn settings(folder: &Path) -> Settings {
@@ -29,7 +36,7 @@ pub(crate) fn settings(folder: &Path) -> Settings {
     Settings {
         master: MasterConfig { http: any, state_dir: folder.to_owned(), ..MasterConfig::default() },
         broker: BrokerConfig {
-            listeners: BTreeMap::from([("test".to_owned(), Listener { address: any })]),
+            listeners: BTreeMap::from([("local".to_owned(), Listener { address: any, tls: false, anonymous: true })]),
             ..BrokerConfig::default()
         },
         ..Settings::default()
@@ -42,11 +49,14 @@ impl TestMaster {
     }
 
     pub(crate) async fn start_with(settings: Settings) -> TestMaster {
+        let token_file = rpicluster_master::local_token_file(&settings.master.state_dir);
         let master = Master::bind(settings).await.unwrap();
-        let (mqtt, http) = (master.mqtt_addresses()[0].1, master.http_address());
+        let token = std::fs::read_to_string(token_file).unwrap().trim().to_owned();
+        let (mqtt, http) =
+            (master.mqtt_addresses()[0].1, master.http_url().rsplit('/').next().unwrap().parse().unwrap());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(master.run(async { drop(stopped.await) }));
-        TestMaster { mqtt, http, stop: Some(stop), task }
+        TestMaster { mqtt, http, token, stop: Some(stop), task }
     }
 
     /// A clean stop.
@@ -56,12 +66,33 @@ impl TestMaster {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {
+        self.request("GET", path, &Value::Null).await.1
+    }
+
+    /// A request with a body of JSON: the answer's code and body.
+    pub(crate) async fn request(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}",
+            self.token
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (code, serde_json::from_str(body).unwrap_or_default())
+    }
+
+    /// A new secret for the slave, which makes any earlier one worthless.
+    pub(crate) async fn secret(&self, slave: &str) -> String {
+        let body = json!({"id": slave, "replace": true});
+        let (code, made) = self.request("POST", "/api/v1/slaves", &body).await;
+        assert_eq!(code, 201, "{made}");
+        made["secret"].as_str().unwrap().to_owned()
     }
 
     /// Reads a page again and again until it is as it should be.
@@ -101,28 +132,45 @@ pub(crate) fn state(state: &str, session: &str) -> Value {
 }
 
 impl Client {
-    /// A client that listens to `filter`.
+    /// A client without a name that listens to `filter`.
     pub(crate) async fn listen(master: &TestMaster, id: &str, filter: &str) -> Client {
-        let client = Client::connect(master, id, None).await;
+        let client = Client::connect(master, id, None, None).await;
         client.client.subscribe(filter, QoS::AtLeastOnce).await.unwrap();
         client
     }
 
-    /// A slave as the protocol wants it: a will, its own subscription, `state` first.
+    /// A slave that only just may connect, as the protocol wants it: a will, its own subscription, `state` first.
     pub(crate) async fn slave(master: &TestMaster, id: &str, session: &str) -> Client {
+        let secret = master.secret(id).await;
+        Client::slave_with(master, id, session, &secret).await
+    }
+
+    /// The same with the secret that it has.
+    pub(crate) async fn slave_with(master: &TestMaster, id: &str, session: &str, secret: &str) -> Client {
         let mut will = state("offline", session);
         will["payload"]["reason"] = "connection_lost".into();
         let topic = format!("rpicluster/from/{id}/state");
         let will = LastWill::new(&topic, will.to_string(), QoS::AtLeastOnce, true);
-        let client = Client::connect(master, id, Some(will)).await;
+        let client = Client::connect(master, id, Some(will), Some(secret)).await;
         client.client.subscribe(format!("rpicluster/to/{id}/#"), QoS::AtLeastOnce).await.unwrap();
         client.publish("state", true, &state("online", session)).await;
         client
     }
 
-    async fn connect(master: &TestMaster, id: &str, will: Option<LastWill>) -> Client {
+    /// A slave that says nothing of itself.
+    pub(crate) async fn shy(master: &TestMaster, id: &str) -> Client {
+        let secret = master.secret(id).await;
+        let client = Client::connect(master, id, None, Some(&secret)).await;
+        client.client.subscribe(format!("rpicluster/to/{id}/#"), QoS::AtLeastOnce).await.unwrap();
+        client
+    }
+
+    async fn connect(master: &TestMaster, id: &str, will: Option<LastWill>, secret: Option<&str>) -> Client {
         let mut options = MqttOptions::new(id, master.mqtt.ip().to_string(), master.mqtt.port());
         options.set_max_packet_size(64 * 1024, 64 * 1024);
+        if let Some(secret) = secret {
+            options.set_credentials(id, secret);
+        }
         if let Some(will) = will {
             options.set_last_will(will);
         }
@@ -158,6 +206,12 @@ impl Client {
                 return (publish, message);
             }
         }
+    }
+
+    /// Waits until the broker has closed the connection.
+    pub(crate) async fn closed(&mut self) {
+        let end = async { while self.received.recv().await.is_some() {} };
+        tokio::time::timeout(PATIENCE, end).await.expect("the connection ends");
     }
 
     pub(crate) async fn disconnect(mut self) {

@@ -18,15 +18,14 @@ use self::cluster::{Addresses, Cluster};
 use self::summary::{Summary, Traffic, rate};
 use crate::cli::DemoArgs;
 use crate::commands::slaves::{SLAVES_PATH, now};
+use crate::commands::token;
 use crate::exit::Failure;
-use crate::http::MasterClient;
+use crate::http::{MasterClient, STATUS_PATH};
 use crate::output::{output_failure, print_line};
 use crate::screen::{Screen, colours_on_stdout};
 use crate::signals;
 use crate::table::{SlaveRow, table};
 
-/// Where the master tells its figures.
-const STATUS_PATH: &str = "/api/v1/status";
 /// A master that is not ready by then never will be.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const START_POLL: Duration = Duration::from_millis(20);
@@ -42,9 +41,11 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
     let mut stop = Stop::new()?;
     let mut cluster = Cluster::start()?;
     let Some(addresses) = wait_until_ready(&mut cluster, &mut stop)? else { return Ok(()) };
-    cluster.add_slaves(args.slaves, addresses.mqtt)?;
+    let client = MasterClient::with(addresses.url.clone(), Some(cluster.api_token()?), None);
+    let token = token::create(&client, u32::from(args.slaves))?;
+    cluster.add_slaves(args.slaves, addresses.mqtts, &token)?;
 
-    let mut demo = Demo::new(args, addresses, cluster);
+    let mut demo = Demo::new(args, addresses, client, cluster);
     demo.greet()?;
     let deadline = args.duration.and_then(|duration| demo.started.checked_add(duration));
     loop {
@@ -96,11 +97,11 @@ struct Demo<'a> {
 }
 
 impl<'a> Demo<'a> {
-    fn new(args: &'a DemoArgs, addresses: Addresses, cluster: Cluster) -> Demo<'a> {
+    fn new(args: &'a DemoArgs, addresses: Addresses, client: MasterClient, cluster: Cluster) -> Demo<'a> {
         let now = Instant::now();
         Demo {
             args,
-            client: MasterClient::new(addresses.url.clone()),
+            client,
             addresses,
             cluster,
             screen: Screen::stdout(),
@@ -126,7 +127,7 @@ impl<'a> Demo<'a> {
 
     fn heading(&self) -> String {
         let slaves = self.args.slaves;
-        let Addresses { mqtt, url } = &self.addresses;
+        let Addresses { mqtt, url, .. } = &self.addresses;
         format!(
             "A master with its broker and {slaves} slaves on this machine. Ctrl-C ends the demo.\n\n  \
              messages  mosquitto_sub -h {} -p {} -t 'rpicluster/#' -v\n  \

@@ -19,19 +19,20 @@ pub(crate) fn run(args: HealthArgs) -> Result<(), Failure> {
 }
 
 fn master(args: UrlArgs) -> Result<(), Failure> {
-    let answer = MasterClient::new(args.url.clone()).get("/healthz")?;
+    let url = args.url.clone();
+    let answer = MasterClient::new(args)?.get("/healthz")?;
     match answer.status {
-        200 => print_line(&format!("master at {} is well", args.url)),
+        200 => print_line(&format!("master at {url} is well")),
         status => {
             let problem = answer.problem();
-            Err(Failure::new(Exit::Failed, format!("master at {} is not well (status {status}): {problem}", args.url)))
+            Err(Failure::new(Exit::Failed, format!("master at {url} is not well (status {status}): {problem}")))
         }
     }
 }
 
 fn slave(args: HealthArgs) -> Result<(), Failure> {
-    let mut config = load(args.config.as_deref(), None)?.file.slave;
-    if let Some(state_dir) = args.state_dir {
+    let mut config = load(args.master.config.as_deref(), None)?.file.slave;
+    if let Some(state_dir) = args.master.state_dir {
         config.state_dir = state_dir;
     }
     let path = config.status_socket();
@@ -46,6 +47,9 @@ fn slave(args: HealthArgs) -> Result<(), Failure> {
             print_line(&format!("slave {} is well: connected to {master} since {}", status.id, status.since))
         }
         (true, false) => Err(failed(format!("slave {}: connected to {master}, but no master has answered", status.id))),
-        (false, _) => Err(failed(format!("slave {}: not connected to {master} since {}", status.id, status.since))),
+        (false, _) => {
+            let problem = status.problem.map(|problem| format!(": {}", Escaped(problem))).unwrap_or_default();
+            Err(failed(format!("slave {}: not connected to {master} since {}{problem}", status.id, status.since)))
+        }
     }
 }

@@ -13,6 +13,8 @@ use crate::{log, signals};
 
 /// The listener that `--mqtt` moves.
 const LOCAL_LISTENER: &str = "local";
+/// The listener that `--mqtts` moves.
+const CLUSTER_LISTENER: &str = "cluster";
 
 /// Runs the master.
 ///
@@ -21,6 +23,11 @@ const LOCAL_LISTENER: &str = "local";
 pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
     let configuration = load(args.config.as_deref(), None)?;
     let file = configuration.file;
+    if file.cluster.broker.is_some() {
+        let problem =
+            "cluster.broker: this master works with its own broker only; leave it out here (slaves may have it)";
+        return Err(Failure::new(Exit::Configuration, problem));
+    }
     let _log = log::start(&file.log, "master")?;
     let settings = Settings {
         root: file.cluster.topic_root,
@@ -46,7 +53,7 @@ async fn serve(settings: Settings, stop_on_stdin_close: bool) -> Result<(), Fail
     for (name, address) in master.mqtt_addresses() {
         announce_line(&format!("master: mqtt {address} ({name})"));
     }
-    announce_line(&format!("master: http http://{}", master.http_address()));
+    announce_line(&format!("master: http {}", master.http_url()));
     announce_line("master: ready");
     master.run(shutdown).await.context("master")?;
     Ok(())
@@ -74,8 +81,11 @@ fn start_failure(error: StartError) -> Failure {
 
 /// Flags win over files and environment.
 fn broker_with_flags(mut broker: BrokerConfig, args: &MasterArgs) -> BrokerConfig {
-    if let Some(address) = args.mqtt {
-        broker.listeners.insert(LOCAL_LISTENER.to_owned(), Listener { address });
+    for (name, tls, address) in [(LOCAL_LISTENER, false, args.mqtt), (CLUSTER_LISTENER, true, args.mqtts)] {
+        if let Some(address) = address {
+            let listener = Listener { address, tls, anonymous: !tls };
+            broker.listeners.entry(name.to_owned()).and_modify(|known| known.address = address).or_insert(listener);
+        }
     }
     broker
 }

@@ -1,8 +1,11 @@
 //! `rpicluster slave`: the agent, until it is told to stop.
 
+mod way_in;
+
 use anyhow::Context;
 use rpicluster_slave::{Agent, Slave, SlaveConfig, SlaveError};
 
+use self::way_in::WayIn;
 use crate::cli::SlaveArgs;
 use crate::config::load;
 use crate::exit::{Exit, Failure};
@@ -12,42 +15,48 @@ use crate::{log, signals};
 /// Runs the agent.
 ///
 /// # Errors
-/// If the configuration is wrong, or something of this machine fails. Never because of the network.
+/// If the configuration is wrong, the slave has no way in, the master refuses to let it join, or something of this machine
+/// fails. Never because of the network.
 pub(crate) fn run(args: SlaveArgs) -> Result<(), Failure> {
     let file = load(args.config.as_deref(), None)?.file;
-    let stop_on_stdin_close = args.stop.stop_on_stdin_close;
-    let config = with_flags(file.slave, args);
     let _log = log::start(&file.log, "slave")?;
+    let way_in = WayIn::find(&file.cluster, file.slave.master.clone(), &args, |name| std::env::var(name).ok())?;
+    let stop_on_stdin_close = args.stop.stop_on_stdin_close;
+    let config = SlaveConfig {
+        master: way_in.master,
+        id: args.id.or(file.slave.id),
+        state_dir: args.state_dir.unwrap_or(file.slave.state_dir),
+        ..file.slave
+    };
 
-    let master = config.master.to_string();
     let status_socket = config.status_socket();
-    let slave = Slave::new(config, file.cluster.topic_root, Agent::new())
-        .map_err(|error| Failure::new(Exit::Configuration, error.to_string()))?
-        .with_status_socket(status_socket);
-    announce_line(&format!("slave: id {}, master {master}", slave.id()));
+    let slave = match (Slave::new(config, file.cluster.topic_root, way_in.access, Agent::new()), way_in.bad_token) {
+        // Only to a slave that has not joined does its token matter.
+        (Err(SlaveError::NotJoined), Some(failure)) => return Err(failure),
+        (slave, bad_token) => {
+            if let Some(failure) = bad_token {
+                tracing::warn!("the token cannot be used, and is not needed: {failure}");
+            }
+            slave.map_err(slave_failure)?.with_status_socket(status_socket)
+        }
+    };
+    announce_line(&format!("slave: id {}, master {}", slave.id(), slave.status().borrow().master));
 
     // One thread: an agent waits nearly always, and should be small.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         let shutdown = signals::shutdown(stop_on_stdin_close).context("cannot watch for signals")?;
-        slave.run(shutdown).await.map_err(run_failure)
+        slave.run(shutdown).await.map_err(slave_failure)
     })
 }
 
-fn run_failure(error: SlaveError) -> Failure {
-    let advice = match error {
-        SlaveError::StatusSocket { .. } => "; name another folder with --state-dir",
-        SlaveError::Random(_) => "",
+fn slave_failure(error: SlaveError) -> Failure {
+    let (exit, advice) = match error {
+        SlaveError::Config(_) | SlaveError::Identity(_) | SlaveError::NotJoined | SlaveError::Plain(_) => {
+            (Exit::Configuration, "")
+        }
+        SlaveError::StatusSocket { .. } => (Exit::Failed, "; name another folder with --state-dir"),
+        SlaveError::Refused { .. } | SlaveError::Untrusted(_) | SlaveError::Random(_) => (Exit::Failed, ""),
     };
-    Failure::new(Exit::Failed, format!("slave: {error}{advice}"))
-}
-
-/// Flags win over files and environment.
-fn with_flags(config: SlaveConfig, args: SlaveArgs) -> SlaveConfig {
-    SlaveConfig {
-        master: args.master.unwrap_or(config.master),
-        id: args.id.or(config.id),
-        state_dir: args.state_dir.unwrap_or(config.state_dir),
-        ..config
-    }
+    Failure::new(exit, format!("slave: {error}{advice}"))
 }

@@ -1,11 +1,14 @@
 //! `rpicluster slaves`: who is there, and how they fare.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rpicluster_protocol::{SlaveId, Timestamp};
+use serde::Deserialize;
+use serde_json::json;
 
-use crate::cli::SlavesArgs;
+use crate::cli::{EnrolmentArgs, SlavesArgs, SlavesCommand, UrlArgs};
 use crate::exit::{Exit, Failure};
 use crate::http::MasterClient;
 use crate::output::{output_failure, print_line};
@@ -21,13 +24,38 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`Exit::Unreachable`] if no master answers, [`Exit::Failed`] if it knows no such slave.
 pub(crate) fn run(args: SlavesArgs) -> Result<(), Failure> {
-    let client = MasterClient::new(args.master.url);
+    match args.command {
+        Some(SlavesCommand::Add { ids, enrolment, master }) => return add(&ids, enrolment, master),
+        Some(SlavesCommand::Remove { id, master }) => {
+            MasterClient::new(master)?.change("DELETE", &format!("{SLAVES_PATH}/{id}"), None)?;
+            return print_line(&format!("slave {id} is removed: its secret opens nothing any more"));
+        }
+        None => {}
+    }
+    let client = MasterClient::new(args.master)?;
     let id = args.id.as_ref();
     if args.json {
         return print_line(json(&client, id)?.trim_end());
     }
     let first = picture(&client, id)?;
     if args.watch { watch(&client, id, first) } else { print_line(&first) }
+}
+
+/// Prints id and secret of each, a line each.
+fn add(ids: &[SlaveId], enrolment: EnrolmentArgs, master: UrlArgs) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Added {
+        secret: String,
+    }
+    let EnrolmentArgs { labels, replace } = enrolment;
+    let labels: BTreeMap<String, String> = labels.into_iter().collect();
+    let client = MasterClient::new(master)?;
+    for id in ids {
+        let body = json!({ "id": id, "labels": labels, "replace": replace });
+        let answer = client.change("POST", SLAVES_PATH, Some(&body))?;
+        print_line(&format!("{id} {}", client.parse::<Added>(&answer)?.secret))?;
+    }
+    Ok(())
 }
 
 /// Goes on when the master goes: it may come back.
@@ -55,6 +83,11 @@ fn json(client: &MasterClient, id: Option<&SlaveId>) -> Result<String, Failure> 
         let unknown = id.map_or_else(|| "list of slaves".to_owned(), |id| format!("slave {id}"));
         Failure::new(Exit::Failed, format!("the master knows no {unknown}: \"rpicluster slaves\" lists all"))
     })
+}
+
+/// Labels in one cell.
+pub(crate) fn labels_text(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 /// The time of this machine, as the master would write it.

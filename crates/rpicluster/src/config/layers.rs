@@ -126,10 +126,19 @@ fn read_file(path: &Path) -> Result<Layer, Failure> {
         return Err(wrong(&origin, format_args!("the file has more than {FILE_BYTES_MAX} bytes")));
     }
     // The parser's message shows the faulty line below its text, so it is not escaped like the others.
-    let table = FileFormat::Toml
-        .parse(Some(&origin), &text)
-        .map_err(|error| Failure::new(Exit::Configuration, format!("{origin}: {}", error.to_string().trim_end())))?;
+    let table = FileFormat::Toml.parse(Some(&origin), &text).map_err(|error| {
+        let lines: Vec<String> = error.to_string().trim_end().lines().map(without_password).collect();
+        Failure::new(Exit::Configuration, format!("{origin}: {}", lines.join("\n")))
+    })?;
     Layer::new(table, &origin)
+}
+
+/// A line that the parser repeats, unless it sets a password.
+fn without_password(line: &str) -> String {
+    match line.split_once("password") {
+        Some((before, after)) if after.contains('=') => format!("{before}password = …"),
+        _ => line.to_owned(),
+    }
 }
 
 /// One source for the `config` crate.
@@ -309,7 +318,8 @@ fn require_same_kinds(written: &Value, typed: &Json, key: &str) -> Result<(), Fa
         (_, Json::Object(_)) => "a section",
     };
     let origin = written.origin().unwrap_or("configuration");
-    Err(wrong(origin, format_args!("key {key}: found {}, expected {expected}", written.kind)))
+    let found = if key.ends_with("password") { "something else".to_owned() } else { written.kind.to_string() };
+    Err(wrong(origin, format_args!("key {key}: found {found}, expected {expected}")))
 }
 
 #[cfg(test)]

@@ -79,7 +79,9 @@ fn what_the_samples_comment_out_is_valid_and_only_what_has_no_default() {
         assert_eq!(commented, default.is_none(), "{key}");
     }
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join(CLUSTER_FILE), uncommented(&sample)).unwrap();
+    // A password and a file that holds one exclude each other.
+    let all_set = uncommented(&sample).replace("password_file = ", "# password_file = ");
+    fs::write(folder.path().join(CLUSTER_FILE), all_set).unwrap();
     let all_set = read(Sources::find(&[folder.path()], None, None), nothing()).unwrap().file;
     assert!(all_set.slave.id.is_some() && all_set.slave.slots.is_some() && all_set.log.folder.is_some());
 }
@@ -138,5 +140,30 @@ fn values_that_cannot_work_are_named_with_their_origin() {
         refused("RPICLUSTER__BROKER__LIMITS__CONNECTIONS", "0").contains("key limits.connections: 0 cannot be used")
     );
     assert!(refused("RPICLUSTER__BROKER__LIMITS__CONECTIONS", "5").contains("did you mean limits.connections?"));
+    assert!(
+        refused("RPICLUSTER__CLUSTER__BROKER", "http://x").contains("key cluster.broker: \"http://\" is not known")
+    );
+    assert!(refused("RPICLUSTER__CLUSTER__PASSWORD", "hunter2").contains("key cluster.password: is for a broker of"));
     assert!(refused("RPICLUSTER__BROKER", "5").contains("a key is missing"));
+}
+
+#[test]
+fn no_error_repeats_a_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(CLUSTER_FILE);
+    let sources = || Sources::find(&[folder.path()], None, None);
+    for line in ["password = 4711", "password = 'hunter2", "password = ['hunter2']", "password 'hunter2' = 5"] {
+        fs::write(&path, format!("[cluster]\nbroker = 'a'\n{line}\n")).unwrap();
+        let message = read(sources(), nothing()).unwrap_err().message;
+        assert!(message.contains("password") && !message.contains("4711"), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}
+
+#[test]
+fn one_place_names_the_broker() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(CLUSTER_FILE), "[cluster]\nbroker = 'a'\n[slave]\nmaster = 'b'\n").unwrap();
+    let failure = read(Sources::find(&[folder.path()], None, None), nothing()).unwrap_err();
+    assert!(failure.message.contains("key slave.master: excludes cluster.broker"), "{failure}");
 }

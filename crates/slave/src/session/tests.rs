@@ -1,7 +1,8 @@
 use rpicluster_protocol::{BadMessage, TopicRoot, Vitals, encode_to_slave};
 
 use super::*;
-use crate::{Behaviour, Outbox, SlaveConfig};
+use crate::{Access, Behaviour, Outbox, SlaveConfig};
+use rpicluster_client::Trust;
 
 /// Tells vitals and forwards every reply to the master, to show what it was given.
 struct Echo;
@@ -19,6 +20,7 @@ impl Behaviour for Echo {
 /// A session whose client is connected to nothing: what it says stays in the client. The event loop only has to live.
 struct Fixture {
     slave: Slave,
+    connection: Connection,
     id: SessionId,
     random: fastrand::Rng,
 }
@@ -26,12 +28,14 @@ struct Fixture {
 impl Fixture {
     fn new() -> Fixture {
         let config = SlaveConfig { id: Some("pi-1".parse().unwrap()), ..SlaveConfig::default() };
-        let slave = Slave::new(config, TopicRoot::default(), Echo).unwrap();
-        Fixture { slave, id: SessionId::from_random(1), random: fastrand::Rng::with_seed(1) }
+        let connection = Connection::new("mqtt://127.0.0.1".parse().unwrap(), &Trust::System, None).unwrap();
+        let access = Access::Account(connection.clone());
+        let slave = Slave::new(config, TopicRoot::default(), access, Echo).unwrap();
+        Fixture { slave, connection, id: SessionId::from_random(1), random: fastrand::Rng::with_seed(1) }
     }
 
     fn session(&mut self) -> (Session<'_>, EventLoop) {
-        let (client, eventloop) = AsyncClient::new(options(&self.slave, &self.id), REQUESTS_MAX);
+        let (client, eventloop) = AsyncClient::new(options(&self.slave, &self.connection, &self.id), REQUESTS_MAX);
         (Session::new(&mut self.slave, &self.id, client, &mut self.random), eventloop)
     }
 }

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rpicluster_protocol::{
     Envelope, FromSlave, SlaveId, ToSlave, Topic, TopicRoot, Upward, encode_to_slave, parse_from_slave,
 };
@@ -28,10 +31,45 @@ pub(crate) struct Broker {
 
 impl Broker {
     pub(crate) async fn start() -> Broker {
+        Broker::start_with(|_| "allow_anonymous true".to_owned()).await
+    }
+
+    /// One that lets in nobody but `user`.
+    pub(crate) async fn start_with_account(user: &str, password: &str) -> Broker {
+        Broker::start_with(|folder| {
+            let file = folder.join("passwords");
+            let made = Command::new("mosquitto_passwd").args(["-b", "-c"]).arg(&file).args([user, password]).status();
+            assert!(made.expect("these tests need mosquitto: apt-get install mosquitto").success());
+            format!("allow_anonymous false\npassword_file {}", file.display())
+        })
+        .await
+    }
+
+    /// One with TLS that lets in who shows a certificate of its CA.
+    pub(crate) async fn start_with_certificates() -> Broker {
+        Broker::start_with(|folder| {
+            make_certificates(folder);
+            let file = |name: &str| folder.join(name).display().to_string();
+            let [ca, certificate, key] = ["ca.pem", "broker.pem", "broker.key"].map(file);
+            format!(
+                "cafile {ca}\ncertfile {certificate}\nkeyfile {key}\nallow_anonymous false\nrequire_certificate true\n\
+                 use_identity_as_username true"
+            )
+        })
+        .await
+    }
+
+    /// Path of a file that its start has made.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `access` makes lines of mosquitto's configuration, with the help of files in a folder.
+    async fn start_with(access: impl Fn(&Path) -> String) -> Broker {
         loop {
             let folder = tempfile::tempdir().unwrap();
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_type error\n");
+            let config = format!("listener {port} 127.0.0.1\n{}\nlog_type error\n", access(folder.path()));
             fs::write(folder.path().join("mosquitto.conf"), config).unwrap();
             let mut broker = Broker { process: spawn(&folder), folder, port };
             // It ends at once if somebody else has taken the port meanwhile.
@@ -71,6 +109,26 @@ impl Drop for Broker {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// `ca.pem`, and certificate and key of `broker` and `client`.
+fn make_certificates(folder: &Path) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    fs::write(folder.join("ca.pem"), ca.pem()).unwrap();
+    for name in ["broker", "client"] {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        fs::write(folder.join(format!("{name}.pem")), params.signed_by(&key, &ca).unwrap().pem()).unwrap();
+        let path = folder.join(format!("{name}.key"));
+        fs::write(&path, key.serialize_pem()).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    // mosquitto may leave the rights of root, and must still read its own.
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(folder.join("broker.key"), fs::Permissions::from_mode(0o644)).unwrap();
 }
 
 fn spawn(folder: &TempDir) -> Child {

@@ -7,11 +7,12 @@ mod hostile;
 use std::time::Duration;
 
 use broker::{Broker, Heard, Observer, PATIENCE};
+use rpicluster_client::{ClusterConfig, Connection};
 use rpicluster_protocol::{
     Details, Downward, Envelope, FromSlave, Info, Liveness, SessionId, SlaveId, State, ToSlave, Topic, TopicRoot,
     Upward, Vitals,
 };
-use rpicluster_slave::{Behaviour, MasterAddress, Outbox, Slave, SlaveConfig, SlaveError, Status, query_status};
+use rpicluster_slave::{Access, Behaviour, Outbox, Slave, SlaveConfig, SlaveError, Status, query_status};
 use rumqttc::QoS;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -41,9 +42,8 @@ struct Running {
     task: JoinHandle<Result<(), SlaveError>>,
 }
 
-fn config(port: u16) -> SlaveConfig {
+fn config() -> SlaveConfig {
     SlaveConfig {
-        master: MasterAddress { host: "127.0.0.1".to_owned(), port },
         id: Some("pi-1".parse().unwrap()),
         vitals_interval: Duration::from_millis(100),
         message_interval: Duration::from_millis(100),
@@ -51,8 +51,19 @@ fn config(port: u16) -> SlaveConfig {
     }
 }
 
+/// An account at the broker on `port`.
+fn account(port: u16, password: Option<&str>) -> Connection {
+    let broker = Some(format!("mqtt://127.0.0.1:{port}").parse().unwrap());
+    let password = password.map(|password| password.to_owned().into());
+    ClusterConfig { broker, password, ..ClusterConfig::default() }.connection().unwrap().unwrap()
+}
+
 fn slave(port: u16) -> Slave {
-    Slave::new(config(port), TopicRoot::default(), Canned).unwrap()
+    slave_with(account(port, None))
+}
+
+fn slave_with(account: Connection) -> Slave {
+    Slave::new(config(), TopicRoot::default(), Access::Account(account), Canned).unwrap()
 }
 
 fn start(slave: Slave) -> Running {
@@ -222,6 +233,43 @@ async fn each_connection_is_a_session_of_its_own() {
         }
     };
     assert_eq!(will.session, again.session);
+}
+
+#[tokio::test]
+async fn an_account_is_used_and_its_refusal_shown() {
+    let broker = Broker::start_with_account("pi-1", "right").await;
+    let mut wrong = start(slave_with(account(broker.port, Some("wrong"))));
+    let status = wrong.wait_for("refused", |status| status.problem.is_some()).await;
+    let problem = status.problem.unwrap();
+    assert!(problem.contains("check user and password of [cluster]") && !problem.contains("wrong"), "{problem}");
+    assert!(!status.connected && !wrong.task.is_finished());
+
+    let mut right = start(slave_with(account(broker.port, Some("right"))));
+    let status = right.wait_for("connected", |status| status.connected).await;
+    assert_eq!(status.problem, None);
+    assert_eq!(status.master, format!("mqtt://127.0.0.1:{}", broker.port));
+}
+
+#[tokio::test]
+async fn a_foreign_broker_is_reached_by_tls_with_a_certificate_of_ones_own() {
+    let broker = Broker::start_with_certificates().await;
+    let secured = ClusterConfig {
+        broker: Some(format!("mqtts://127.0.0.1:{}", broker.port).parse().unwrap()),
+        ca_file: Some(broker.file("ca.pem")),
+        client_certificate: Some(broker.file("client.pem")),
+        client_key: Some(broker.file("client.key")),
+        ..ClusterConfig::default()
+    };
+    let mut running = start(slave_with(secured.connection().unwrap().unwrap()));
+    running.wait_for("connected", |status| status.connected).await;
+
+    let untrusting = ClusterConfig { ca_file: None, ..secured };
+    let mut running = start(slave_with(untrusting.connection().unwrap().unwrap()));
+    let problem = running.wait_for("a problem", |status| status.problem.is_some()).await.problem.unwrap();
+    assert!(
+        problem.contains("not from the CA that is trusted here") && problem.contains("cluster.ca_file"),
+        "{problem}"
+    );
 }
 
 #[tokio::test]

@@ -26,17 +26,24 @@ pub(super) struct DemoChild {
 
 impl DemoChild {
     /// Starts this program with `arguments`; `name` is that of its files in `folder`.
-    pub(super) fn start(name: &str, arguments: &[String], folder: &Path) -> io::Result<DemoChild> {
+    pub(super) fn start(
+        name: &str,
+        arguments: &[String],
+        variables: &[(&str, &str)],
+        folder: &Path,
+    ) -> io::Result<DemoChild> {
         let output = folder.join(format!("{name}.out"));
         let log = folder.join(format!("{name}.log"));
         let mut command = Command::new(std::env::current_exe()?);
         for (variable, _) in std::env::vars_os() {
             // The demo shows the defaults, whatever this machine is configured for.
-            if variable.to_string_lossy().starts_with("RPICLUSTER__") {
-                command.env_remove(variable);
+            let name = variable.to_string_lossy();
+            if ["RPICLUSTER__", "RPICLUSTER_MASTER", "RPICLUSTER_TOKEN"].iter().any(|start| name.starts_with(start)) {
+                command.env_remove(&variable);
             }
         }
         let process = command
+            .envs(variables.iter().copied())
             .args(arguments)
             .arg("--stop-on-stdin-close")
             .stdin(Stdio::piped())

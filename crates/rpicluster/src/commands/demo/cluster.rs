@@ -6,13 +6,16 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use rpicluster_master::local_token_file;
 use rpicluster_slave::{SlaveConfig, query_status};
 use tempfile::TempDir;
 
 use super::child::DemoChild;
 use crate::http::MasterUrl;
+use crate::text::Hidden;
 
 const MQTT_PORT: u16 = 1883;
+const MQTTS_PORT: u16 = 8883;
 const HTTP_PORT: u16 = 8080;
 
 /// The running demo. Dropping it stops the slaves, then the master, then removes the folder.
@@ -30,8 +33,10 @@ struct DemoSlave {
 /// Where the master of the demo listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Addresses {
-    /// The broker.
+    /// The broker, for those who look at the messages.
     pub(super) mqtt: SocketAddr,
+    /// The broker, for slaves.
+    pub(super) mqtts: SocketAddr,
     /// The HTTP API.
     pub(super) url: MasterUrl,
 }
@@ -47,10 +52,11 @@ impl Cluster {
         }
         let flags = [
             ("--mqtt", format!("127.0.0.1:{}", free_or_any(MQTT_PORT))),
+            ("--mqtts", format!("127.0.0.1:{}", free_or_any(MQTTS_PORT))),
             ("--http", format!("127.0.0.1:{}", free_or_any(HTTP_PORT))),
-            ("--state-dir", folder.path().join("master").display().to_string()),
+            ("--state-dir", master_folder(&folder).display().to_string()),
         ];
-        let master = start_child("master", "master", &folder, flags).context("cannot start the master")?;
+        let master = start_child("master", "master", &folder, flags, &[]).context("cannot start the master")?;
         Ok(Cluster { slaves: Vec::new(), master, folder })
     }
 
@@ -59,16 +65,25 @@ impl Cluster {
         parse_addresses(&self.master.printed())
     }
 
-    /// Starts slaves of the master at `mqtt`.
-    pub(super) fn add_slaves(&mut self, count: u16, mqtt: SocketAddr) -> anyhow::Result<()> {
+    /// What opens the API of the master.
+    pub(super) fn api_token(&self) -> anyhow::Result<Hidden> {
+        let path = local_token_file(&master_folder(&self.folder));
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Hidden(text.trim().to_owned()))
+    }
+
+    /// Starts slaves that join the master at `mqtts` with a token.
+    pub(super) fn add_slaves(&mut self, count: u16, mqtts: SocketAddr, token: &str) -> anyhow::Result<()> {
         for id in (1..=count).map(|number| format!("slave-{number}")) {
             let state_dir = self.folder.path().join(&id);
             let flags = [
                 ("--id", id.clone()),
-                ("--master", mqtt.to_string()),
+                ("--master", mqtts.to_string()),
                 ("--state-dir", state_dir.display().to_string()),
             ];
-            let child = start_child(&id, "slave", &self.folder, flags).with_context(|| format!("cannot start {id}"))?;
+            let token = [("RPICLUSTER_TOKEN", token)];
+            let child =
+                start_child(&id, "slave", &self.folder, flags, &token).with_context(|| format!("cannot start {id}"))?;
             let status_socket = SlaveConfig { state_dir, ..SlaveConfig::default() }.status_socket();
             self.slaves.push(DemoSlave { child, status_socket });
         }
@@ -118,11 +133,16 @@ fn start_child<const N: usize>(
     command: &str,
     folder: &TempDir,
     flags: [(&str, String); N],
+    variables: &[(&str, &str)],
 ) -> io::Result<DemoChild> {
     let config = folder.path().join(crate::config::CLUSTER_FILE).display().to_string();
     let mut arguments = vec![command.to_owned(), "--config".to_owned(), config];
     arguments.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
-    DemoChild::start(name, &arguments, folder.path())
+    DemoChild::start(name, &arguments, variables, folder.path())
+}
+
+fn master_folder(folder: &TempDir) -> PathBuf {
+    folder.path().join("master")
 }
 
 /// `port` if nobody has it, else 0: any.
@@ -137,8 +157,12 @@ fn free_or_any(port: u16) -> u16 {
 fn parse_addresses(printed: &str) -> Option<Addresses> {
     let value = |prefix: &str| printed.lines().find_map(|line| line.strip_prefix(prefix));
     value("master: ready")?;
-    let (mqtt, _) = value("master: mqtt ")?.split_once(' ')?;
-    Some(Addresses { mqtt: mqtt.parse().ok()?, url: value("master: http ")?.parse().ok()? })
+    let listener = |name: &str| {
+        let mut lines = printed.lines().filter_map(|line| line.strip_prefix("master: mqtt ")?.split_once(' '));
+        lines.find(|(_, listener)| *listener == name)?.0.parse().ok()
+    };
+    let url = value("master: http ")?.parse().ok()?;
+    Some(Addresses { mqtt: listener("(local)")?, mqtts: listener("(cluster)")?, url })
 }
 
 #[cfg(test)]
@@ -147,10 +171,11 @@ mod tests {
 
     #[test]
     fn the_masters_first_lines_are_understood_when_they_are_complete() {
-        let lines = "master: mqtt 127.0.0.1:4711 (local)\nmaster: http http://127.0.0.1:4712\n";
+        let lines = "master: mqtt 127.0.0.1:4710 (cluster)\nmaster: mqtt 127.0.0.1:4711 (local)\n\
+                     master: http http://127.0.0.1:4712\n";
         assert_eq!(parse_addresses(lines), None);
         let addresses = parse_addresses(&format!("{lines}master: ready\n")).unwrap();
-        assert_eq!(addresses.mqtt.port(), 4711);
+        assert_eq!((addresses.mqtt.port(), addresses.mqtts.port()), (4711, 4710));
         assert_eq!(addresses.url.to_string(), "http://127.0.0.1:4712");
     }
 
