@@ -7,12 +7,16 @@
 /// What tests stand on: processes, clusters, clients, faults, waiting.
 mod harness;
 
+/// Who may do what: every kind of client, on both listeners and both versions, against every kind of topic.
+mod access;
 /// The command line: exit codes, messages, output for scripts, configuration.
 mod cli;
 /// `rpicluster demo`: its summary, and that nothing of it is left running.
 mod demo;
 /// What is no message, and who floods: answered, counted, and nobody else's problem.
 mod hostile;
+/// Joining by token, under users of their own; clones, removal, and folders that others can read.
+mod joining;
 /// Subscribers that are stopped and peers that are killed under full load: what was accepted arrives, or is counted.
 mod no_loss;
 /// A master that has no more file descriptors.

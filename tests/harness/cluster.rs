@@ -115,13 +115,19 @@ impl Cluster {
 
     /// A slave process elsewhere.
     pub(crate) fn slave_at(&self, place: &Place, id: &str) -> Process {
-        let mut command = rpicluster(place);
-        command.args(["slave", "--stop-on-stdin-close", "--id", id]);
-        command.args(["--master", &self.mqtts.to_string()]);
-        command.env("RPICLUSTER_TOKEN", &self.token);
-        command.arg("--config").arg(self.config());
-        command.arg("--state-dir").arg(self.slave_folder(id));
+        let mut command = self.slave_command(place, id, id, &self.token);
+        command.arg("--stop-on-stdin-close");
         Process::start(id, command)
+    }
+
+    /// The command that starts a slave with its state in `folder`, joining with `token` if it has not joined.
+    pub(crate) fn slave_command(&self, place: &Place, folder: &str, id: &str, token: &str) -> Command {
+        let mut command = rpicluster(place);
+        command.args(["slave", "--id", id, "--master", &self.mqtts.to_string()]);
+        command.env("RPICLUSTER_TOKEN", token);
+        command.arg("--config").arg(self.config());
+        command.arg("--state-dir").arg(self.slave_folder(folder));
+        command
     }
 
     /// The same, once it is online.
@@ -263,6 +269,11 @@ fn start_master(place: &Place, folder: &Path, addresses: [SocketAddr; 3]) -> (Pr
     let http = master.wait_for_line("master: http http");
     let http = http.trim_start_matches("s").trim_start_matches("://").parse().unwrap();
     (master, [mqtt, mqtts, http])
+}
+
+/// Any port of a loopback address of this test alone.
+pub(crate) fn free_address() -> String {
+    SocketAddr::new(own_address(), 0).to_string()
 }
 
 /// A loopback address of this test alone: a port that a killed master leaves is still free when it starts again.
