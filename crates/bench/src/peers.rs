@@ -122,7 +122,8 @@ impl Master {
 /// An agent of `master`, joined as any other; in the place of one that was measured before.
 pub(crate) fn start_slave(master: &Master) -> Result<Process> {
     let folder = tempfile::tempdir()?;
-    let token = master.post("/api/v1/tokens", &json!({"replace": true}))?["token"].as_str().context("a token")?.to_owned();
+    let token =
+        master.post("/api/v1/tokens", &json!({"replace": true}))?["token"].as_str().context("a token")?.to_owned();
     let child = Command::new(product()?)
         .env("RPICLUSTER_TOKEN", token)
         .args(["slave", "--id", "bench-agent", "--master", &master.mqtts.to_string(), "--state-dir"])
