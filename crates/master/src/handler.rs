@@ -105,6 +105,15 @@ impl<P: Publish> Handler<P> {
                 }
             }
             FromSlave::Info(wanted) => self.info(wanted, envelope.id, wishes, at),
+            FromSlave::TaskStarted(_)
+            | FromSlave::TaskFinished(_)
+            | FromSlave::TaskRejected(_)
+            | FromSlave::TaskOutput(_)
+            | FromSlave::TaskJournal(_)
+            | FromSlave::TaskLease(_) => {
+                let error = BadMessage::Error("this master gives out no tasks yet".to_owned());
+                self.answers.complain(wishes, envelope.id, error, at);
+            }
         }
         None
     }

@@ -6,6 +6,7 @@
 mod id;
 pub mod limits;
 mod message;
+mod task;
 mod token;
 mod topic;
 
@@ -13,6 +14,11 @@ pub use id::{IdError, RequestId, SessionId, SlaveId};
 pub use message::{
     BadMessage, Details, Disk, Envelope, FromSlave, Info, Liveness, MessageError, Network, Part, SlaveDetails, State,
     Throttled, Timestamp, ToSlave, Vitals, encode_from_slave, encode_to_slave, parse_from_slave, parse_to_slave,
+};
+pub use task::{
+    Action, AttemptKey, Epoch, JobId, JournalEntry, JournalId, LeasedAttempt, Outcome, RejectReason, Stream, TaskAck,
+    TaskCancel, TaskFinished, TaskId, TaskIdError, TaskJournal, TaskLease, TaskOffer, TaskOutput, TaskRejected,
+    TaskSpec, TaskStarted, Work,
 };
 pub use token::{ENROL_PREFIX, JoinToken, SecretError, SlaveSecret};
 pub use topic::{Downward, HOME_ASSISTANT, HOME_ASSISTANT_STATUS, RootError, Topic, TopicError, TopicRoot, Upward};

@@ -55,9 +55,32 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// See [`BACKOFF_MIN`].
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
+/// How long a slave may work on an attempt without hearing from the master.
+pub const LEASE: Duration = Duration::from_secs(600);
+
+/// How often a slave asks that its leases be renewed.
+pub const LEASE_RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Between SIGTERM and SIGKILL: what ends by itself gets time to tidy up.
+pub const KILL_GRACE: Duration = Duration::from_secs(10);
+
+/// Most bytes of output in one `task_output`: base64 takes a third more, so that it stays within 32 KiB.
+pub const OUTPUT_CHUNK_BYTES_MAX: usize = 24 * 1024;
+
+/// Output that is kept of each stream of a task unless the job says otherwise.
+pub const OUTPUT_LIMIT: u64 = 10 * 1024 * 1024;
+
+/// First and longest wait before something of a task that was not acknowledged is said again; it doubles in between.
+pub const RESEND_MIN: Duration = Duration::from_secs(5);
+/// See [`RESEND_MIN`].
+pub const RESEND_MAX: Duration = Duration::from_secs(60);
+
 const _: () = {
     assert!(SLAVE_ID_HOST_BYTES_MAX + 5 == SLAVE_ID_BYTES_MAX);
     assert!(MESSAGE_BYTES_MAX + TOPIC_ROOT_BYTES_MAX + SLAVE_ID_BYTES_MAX + 1024 < PACKET_BYTES_MAX);
     assert!(PRESENCE_TIMEOUT.as_secs() >= 3 * VITALS_INTERVAL.as_secs());
+    assert!(OUTPUT_CHUNK_BYTES_MAX * 4 / 3 + 1024 <= MESSAGE_BYTES_MAX);
+    assert!(LEASE.as_secs() >= 3 * LEASE_RENEWAL_INTERVAL.as_secs());
+    assert!(RESEND_MIN.as_millis() < RESEND_MAX.as_millis());
     assert!(BACKOFF_MIN.as_millis() < BACKOFF_MAX.as_millis());
 };

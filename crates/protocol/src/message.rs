@@ -14,6 +14,10 @@ use serde_json::value::RawValue;
 
 use crate::id::{RequestId, SessionId, SlaveId, quoted};
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::task::{
+    Compact, TaskAck, TaskCancel, TaskFinished, TaskJournal, TaskLease, TaskOffer, TaskOutput, TaskRejected,
+    TaskStarted,
+};
 use crate::topic::Upward;
 
 /// What every message has around its payload.
@@ -51,6 +55,18 @@ pub enum FromSlave {
     Message(String),
     /// `info`
     Info(Info),
+    /// `task_started`
+    TaskStarted(Vec<TaskStarted>),
+    /// `task_finished`
+    TaskFinished(Vec<TaskFinished>),
+    /// `task_rejected`
+    TaskRejected(Vec<TaskRejected>),
+    /// `task_output`
+    TaskOutput(Vec<TaskOutput>),
+    /// `task_journal`
+    TaskJournal(TaskJournal),
+    /// `task_lease`
+    TaskLease(TaskLease),
 }
 
 /// What a slave is told, and the master's own `state`.
@@ -69,8 +85,16 @@ pub enum ToSlave {
     },
     /// `bad_message`
     BadMessage(BadMessage),
-    /// `announce`: publish `state` and `details` again.
+    /// `announce`: publish `state`, `details` and journal again.
     Announce,
+    /// `task_offer`
+    TaskOffer(Vec<TaskOffer>),
+    /// `task_cancel`
+    TaskCancel(Vec<TaskCancel>),
+    /// `task_ack`
+    TaskAck(Vec<TaskAck>),
+    /// `lease_ack`
+    LeaseAck(TaskLease),
 }
 
 /// Presence as its owner claims it.
@@ -320,6 +344,12 @@ impl FromSlave {
             FromSlave::Vitals(_) => Upward::Vitals,
             FromSlave::Message(_) => Upward::Message,
             FromSlave::Info(_) => Upward::Info,
+            FromSlave::TaskOutput(_) => Upward::Output,
+            FromSlave::TaskStarted(_)
+            | FromSlave::TaskFinished(_)
+            | FromSlave::TaskRejected(_)
+            | FromSlave::TaskJournal(_)
+            | FromSlave::TaskLease(_) => Upward::Task,
         }
     }
 }
@@ -475,6 +505,12 @@ pub fn parse_from_slave(leaf: Upward, bytes: &[u8]) -> Result<Envelope<FromSlave
             "vitals" => FromSlave::Vitals(payload.read()?),
             "message" => FromSlave::Message(payload.read()?),
             "info" => FromSlave::Info(payload.read::<String>()?.into()),
+            "task_started" => FromSlave::TaskStarted(payload.read_several()?),
+            "task_finished" => FromSlave::TaskFinished(payload.read_several()?),
+            "task_rejected" => FromSlave::TaskRejected(payload.read_several()?),
+            "task_output" => FromSlave::TaskOutput(payload.read_several()?),
+            "task_journal" => FromSlave::TaskJournal(payload.read()?),
+            "task_lease" => FromSlave::TaskLease(payload.read()?),
             _ => return Err(format!("type {:?} is unknown", quoted(kind))),
         };
         if message.leaf() == leaf { Ok(message) } else { Err(format!("type {kind:?} does not belong on this topic")) }
@@ -494,6 +530,10 @@ pub fn parse_to_slave(bytes: &[u8]) -> Result<Envelope<ToSlave>, MessageError> {
             "master_time" => ToSlave::MasterTime { unix_ms: payload.read::<MasterTimeBody>()?.unix_ms },
             "bad_message" => ToSlave::BadMessage(payload.read()?),
             "announce" => ToSlave::Announce,
+            "task_offer" => ToSlave::TaskOffer(payload.read_several()?),
+            "task_cancel" => ToSlave::TaskCancel(payload.read_several()?),
+            "task_ack" => ToSlave::TaskAck(payload.read_several()?),
+            "lease_ack" => ToSlave::LeaseAck(payload.read()?),
             _ => return Err(format!("type {:?} is unknown", quoted(kind))),
         })
     })
@@ -510,6 +550,12 @@ pub fn encode_from_slave(envelope: &Envelope<FromSlave>) -> Result<Vec<u8>, Mess
         FromSlave::Vitals(vitals) => encode(envelope, "vitals", vitals),
         FromSlave::Message(text) => encode(envelope, "message", text),
         FromSlave::Info(info) => encode(envelope, "info", info.as_str()),
+        FromSlave::TaskStarted(all) => encode(envelope, "task_started", Compact(all)),
+        FromSlave::TaskFinished(all) => encode(envelope, "task_finished", Compact(all)),
+        FromSlave::TaskRejected(all) => encode(envelope, "task_rejected", Compact(all)),
+        FromSlave::TaskOutput(all) => encode(envelope, "task_output", Compact(all)),
+        FromSlave::TaskJournal(journal) => encode(envelope, "task_journal", journal),
+        FromSlave::TaskLease(lease) => encode(envelope, "task_lease", lease),
     }
 }
 
@@ -525,6 +571,10 @@ pub fn encode_to_slave(envelope: &Envelope<ToSlave>) -> Result<Vec<u8>, MessageE
         ToSlave::MasterTime { unix_ms } => encode(envelope, "master_time", MasterTimeBody { unix_ms: *unix_ms }),
         ToSlave::BadMessage(bad) => encode(envelope, "bad_message", bad),
         ToSlave::Announce => encode(envelope, "announce", ()),
+        ToSlave::TaskOffer(all) => encode(envelope, "task_offer", Compact(all)),
+        ToSlave::TaskCancel(all) => encode(envelope, "task_cancel", Compact(all)),
+        ToSlave::TaskAck(all) => encode(envelope, "task_ack", Compact(all)),
+        ToSlave::LeaseAck(lease) => encode(envelope, "lease_ack", lease),
     }
 }
 
@@ -555,6 +605,11 @@ struct Payload<'a> {
 impl Payload<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, String> {
         serde_json::from_str(self.json).map_err(|error| format!("payload of {}: {error}", self.kind))
+    }
+
+    /// One, or an array of them.
+    fn read_several<T: DeserializeOwned>(&self) -> Result<Vec<T>, String> {
+        if self.json.starts_with('[') { self.read() } else { Ok(vec![self.read()?]) }
     }
 }
 

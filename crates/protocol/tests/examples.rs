@@ -23,5 +23,7 @@ fn every_example_of_the_page_is_valid_and_every_type_has_one() {
     }
     let known = ["announce", "bad_message", "computer_details", "info", "master_info", "master_time", "message"];
     let known = known.into_iter().chain(["slave_details", "state", "vitals"]);
+    let tasks = ["lease_ack", "task_ack", "task_cancel", "task_finished", "task_journal", "task_lease", "task_offer"];
+    let known = known.chain(tasks).chain(["task_output", "task_rejected", "task_started"]);
     assert_eq!(types, known.map(str::to_owned).collect());
 }
