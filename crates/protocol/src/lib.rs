@@ -4,6 +4,7 @@
 //! [`Topic`], [`FromSlave`] and [`ToSlave`]. The page for people is `docs/protocol.md`; its examples are this crate's tests.
 
 mod id;
+mod job;
 pub mod limits;
 mod message;
 mod task;
@@ -11,6 +12,10 @@ mod token;
 mod topic;
 
 pub use id::{IdError, RequestId, SessionId, SlaveId};
+pub use job::{
+    CancelRequest, DrainRequest, JobAccepted, JobEvent, JobInfo, JobRequest, JobState, RetryRequest, Share, ShareError,
+    StepAccepted, StepInfo, StepRequest, TaskInfo, TaskPage, TaskState,
+};
 pub use message::{
     BadMessage, Details, Disk, Envelope, FromSlave, Info, Liveness, MessageError, Network, Part, SlaveDetails, State,
     Throttled, Timestamp, ToSlave, Vitals, encode_from_slave, encode_to_slave, parse_from_slave, parse_to_slave,

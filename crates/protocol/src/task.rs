@@ -137,6 +137,7 @@ pub struct TaskSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// How many bytes of each output stream are kept.
+    #[serde(default = "output_limit")]
     pub output_limit: u64,
 }
 
@@ -427,6 +428,10 @@ impl FromStr for TaskId {
             .and_then(|(job, index)| Some(TaskId { job: job.parse().ok()?, index: digits(index)?.parse().ok()? }));
         parsed.ok_or_else(|| TaskIdError::Task(quoted(text)))
     }
+}
+
+fn output_limit() -> u64 {
+    crate::limits::OUTPUT_LIMIT
 }
 
 /// The text, if it is all digits: `parse` alone would take a sign too.
