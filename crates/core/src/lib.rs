@@ -1,10 +1,11 @@
 //! What rpicluster decides, apart from all that it does.
 //!
 //! This crate does no I/O, reads no clock, spawns nothing and draws no random number: time is an argument, inputs go in,
-//! [`Effect`]s come out. So every rule of presence can be tested in microseconds, and a failure replays.
+//! [`Effect`]s come out. So every rule of presence and of tasks can be tested in microseconds, and a failure replays.
 
 mod moment;
 mod presence;
+pub mod tasks;
 
 pub use moment::Moment;
 pub use presence::{Effect, Input, NO_STATE, Presence, RESTORED, Record, SILENT};

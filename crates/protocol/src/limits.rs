@@ -70,6 +70,11 @@ pub const OUTPUT_CHUNK_BYTES_MAX: usize = 24 * 1024;
 /// Output that is kept of each stream of a task unless the job says otherwise.
 pub const OUTPUT_LIMIT: u64 = 10 * 1024 * 1024;
 
+/// First and longest wait before a task that failed is tried again; it doubles in between.
+pub const RETRY_WAIT_MIN: Duration = Duration::from_secs(1);
+/// See [`RETRY_WAIT_MIN`].
+pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(300);
+
 /// First and longest wait before something of a task that was not acknowledged is said again; it doubles in between.
 pub const RESEND_MIN: Duration = Duration::from_secs(5);
 /// See [`RESEND_MIN`].
