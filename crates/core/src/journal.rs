@@ -5,21 +5,23 @@
 //! durable (many at once) and says so with [`Input::Synced`]; only then do the effects come that depend on it.
 
 mod attempt;
+mod input;
+mod lease;
 mod record;
+mod restore;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use rpicluster_protocol::limits::{LEASE_RENEWAL_INTERVAL, RESEND_MIN};
 use rpicluster_protocol::{
-    AttemptKey, Epoch, JournalEntry, LeasedAttempt, Outcome, RejectReason, SessionId, TaskAck, TaskCancel,
-    TaskFinished, TaskLease, TaskOffer,
+    AttemptKey, Epoch, JournalEntry, Outcome, RejectReason, SessionId, TaskAck, TaskFinished, TaskOffer,
 };
-use serde_json::Value;
 
 use self::attempt::{Attempt, Phase, ended, rejection, started};
 use crate::Moment;
 
+pub use input::{Effect, Input, Verdict};
 pub use record::{Contents, Damage, Record, decode, encode, encode_beginning};
 
 /// Attempts that a slave holds, running or not yet acknowledged; more are refused as `busy`.
@@ -30,103 +32,8 @@ const RESULT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const FORGOTTEN_MAX: usize = 65_536;
 /// Epochs that are over, so that a late message of theirs does not bring them back.
 const PAST_EPOCHS_MAX: usize = 8;
-/// Renewals without an answer; older ones would not be worth one.
-const RENEWALS_MAX: usize = 64;
-/// Attempts in one renewal: it stays within a message.
-const RENEWED_MAX: usize = 512;
 /// How long a machine may take to go down once it has promised to.
 const BOOT_WAIT: Duration = Duration::from_secs(600);
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Input {
-    /// A connection is up; its `state` is on its way.
-    SessionBegan(SessionId),
-    /// The connection is gone.
-    SessionEnded,
-    /// The master wants to hear everything again.
-    Announced,
-    /// The master offers work.
-    Offer {
-        /// What.
-        offer: Box<TaskOffer>,
-        /// What the slave's own policy says of it.
-        verdict: Verdict,
-    },
-    /// The master wants an attempt to end.
-    Cancel(TaskCancel),
-    /// The master has recorded something.
-    Ack(TaskAck),
-    /// The master has renewed leases.
-    LeaseAck(TaskLease),
-    /// So many of the records, counted from the first, are durable.
-    Synced {
-        /// How many.
-        records: u64,
-    },
-    /// An attempt that was spawned is over; nothing of it runs any more. Its `seq` is not looked at.
-    Exited(Box<TaskFinished>),
-    /// Whatever was running was killed because its runner is gone.
-    RunnerGone {
-        /// In words.
-        reason: String,
-    },
-}
-
-/// What the slave's own policy says of an offer.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Verdict {
-    /// It may run.
-    Run,
-    /// It may run when nothing else does: it boots the machine or powers it off.
-    RunAlone,
-    /// It is done already, harmless, and this is its result.
-    Answer(Value),
-    /// It may not run.
-    Reject {
-        /// Why.
-        reason: RejectReason,
-        /// The rule's name, and what to do.
-        detail: String,
-    },
-}
-
-/// What is to be done, in this order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// Write this after the records before it. All but [`Record::Forgotten`] want to be durable soon.
-    Record(Record),
-    /// Begin it. Never twice for a key.
-    Spawn {
-        /// What.
-        offer: Box<TaskOffer>,
-        /// It must be dead at this moment unless [`Effect::Extend`] names a later one.
-        lease_end: Moment,
-    },
-    /// Its lease ends later now.
-    Extend {
-        /// Whose.
-        key: AttemptKey,
-        /// When.
-        lease_end: Moment,
-    },
-    /// End it; [`Input::Exited`] is awaited.
-    Kill {
-        /// What.
-        key: AttemptKey,
-    },
-    /// Nothing of it is needed any more, neither its output.
-    Forget {
-        /// What.
-        key: AttemptKey,
-    },
-    /// Send this event.
-    Tell(JournalEntry),
-    /// Send [`Journal::entries`] as `task_journal`, and what output is not acknowledged.
-    TellJournal,
-    /// Send this.
-    Renew(TaskLease),
-}
 
 /// What a slave holds of attempts.
 #[derive(Debug)]
@@ -179,50 +86,6 @@ impl Journal {
             renewals: VecDeque::new(),
             renew_at: None,
         }
-    }
-
-    /// The journal as an agent that starts finds it. Attempts that had begun and not ended are over, and the caller has
-    /// killed what was left of them; `spooled` tells how many bytes are kept of their two streams.
-    ///
-    /// The file is to be written anew with [`Journal::records`], which [`Input::Synced`] with 0 confirms.
-    pub fn restore(
-        slots: u32,
-        boot_id: Option<String>,
-        records: Vec<Record>,
-        spooled: impl Fn(AttemptKey) -> (u64, u64),
-    ) -> Journal {
-        let mut entries = BTreeMap::new();
-        for record in records {
-            match record {
-                Record::Journal { .. } => {}
-                Record::Entry { entry, alone } => {
-                    entries.insert(entry.key(), (entry, alone));
-                }
-                Record::Forgotten(key) => {
-                    entries.remove(&key);
-                }
-            }
-        }
-        let mut journal = Journal::new(slots, boot_id);
-        for (key, (entry, alone)) in entries {
-            let entry = match entry {
-                JournalEntry::Started(begun) => {
-                    let (stdout, stderr) = spooled(key);
-                    let (outcome, reason) = match (alone, begun.boot_id == journal.boot_id) {
-                        (true, false) => (Outcome::Succeeded, None),
-                        (true, true) => (Outcome::Failed, Some("the machine has not booted since")),
-                        (false, _) => (Outcome::Lost, Some("agent crashed")),
-                    };
-                    let finished = TaskFinished { stdout, stderr, ..ended(key, outcome, reason) };
-                    JournalEntry::Finished(Box::new(TaskFinished { seq: begun.seq + 1, ..finished }))
-                }
-                over => over,
-            };
-            journal.result_bytes += result_bytes(&entry);
-            journal.attempts.insert(key, Attempt::over(entry));
-            journal.unsynced.push_back((0, key));
-        }
-        journal
     }
 
     /// All that a new file must hold, in the place of the records so far.
@@ -447,26 +310,6 @@ impl Journal {
         }
     }
 
-    fn handle_lease_ack(&mut self, lease: &TaskLease, effects: &mut Vec<Effect>) {
-        if !self.adopt(lease.epoch, effects) {
-            return;
-        }
-        let Some((_, sent)) = self.renewals.iter().find(|(renewal, _)| *renewal == lease.renewal).copied() else {
-            return;
-        };
-        for LeasedAttempt { task, attempt } in &lease.attempts {
-            let key = AttemptKey { task: *task, attempt: *attempt, epoch: lease.epoch };
-            let Some(attempt) = self.attempts.get_mut(&key).filter(|attempt| attempt.occupies()) else { continue };
-            let lease_end = sent + Duration::from_millis(attempt.lease_ms);
-            if lease_end > attempt.lease_end {
-                attempt.lease_end = lease_end;
-                if matches!(attempt.phase, Phase::Running) {
-                    effects.push(Effect::Extend { key, lease_end });
-                }
-            }
-        }
-    }
-
     fn handle_synced(&mut self, now: Moment, records: u64, effects: &mut Vec<Effect>) {
         self.synced = self.synced.max(records);
         while let Some((record, key)) = self.unsynced.pop_front_if(|(record, _)| *record <= records) {
@@ -626,25 +469,6 @@ impl Journal {
             }
         }
         true
-    }
-
-    /// Asks that all leases be renewed, an epoch at a time.
-    fn renew(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        let mut running: Vec<AttemptKey> =
-            self.attempts.iter().filter(|(_, attempt)| attempt.renews()).map(|(key, _)| *key).collect();
-        self.renew_at = (!running.is_empty()).then(|| now + LEASE_RENEWAL_INTERVAL);
-        running.sort_by_key(|key| (key.epoch, *key));
-        for of_one_epoch in running.chunk_by(|one, next| one.epoch == next.epoch) {
-            for some in of_one_epoch.chunks(RENEWED_MAX) {
-                self.renewal += 1;
-                self.renewals.push_back((self.renewal, now));
-                if self.renewals.len() > RENEWALS_MAX {
-                    self.renewals.pop_front();
-                }
-                let attempts = some.iter().map(|key| LeasedAttempt { task: key.task, attempt: key.attempt }).collect();
-                effects.push(Effect::Renew(TaskLease { epoch: some[0].epoch, renewal: self.renewal, attempts }));
-            }
-        }
     }
 }
 

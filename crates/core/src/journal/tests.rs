@@ -1,8 +1,9 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use proptest::prelude::*;
 use rpicluster_protocol::limits::{LEASE, OUTPUT_LIMIT, RESEND_MAX};
-use rpicluster_protocol::{JobId, TaskId, TaskSpec, Work};
+use rpicluster_protocol::{JobId, TaskCancel, TaskId, TaskLease, TaskSpec, Work};
+use serde_json::Value;
 
 use super::*;
 
