@@ -500,27 +500,25 @@ impl Tasks {
         let Some(node) = self.nodes.remove(slave) else { return };
         effects.push(TaskEffect::RememberNode(slave.clone()));
         self.hungry.remove(slave);
+        let mut withdrawn = Vec::new();
+        for (job, step) in node.listed {
+            let Some(found) = self.jobs.get(&job) else { continue };
+            let Some(definition) = found.step(step) else { continue };
+            if definition.inputs.is_none() {
+                let place = definition.slaves.binary_search(slave).ok();
+                withdrawn.extend(place.map(|place| TaskId { job, index: found.range(step).start + place as u32 }));
+            } else if !definition.slaves.iter().any(|other| self.nodes.contains_key(other)) {
+                withdrawn.extend(found.range(step).map(|index| TaskId { job, index }));
+            }
+        }
         for id in node.open {
             if let Some(task) = self.task_mut(id) {
                 task.reason = Some("the slave was removed".to_owned());
             }
             self.lose(now, id, Cause::Lost, effects);
         }
-        for (job, step) in node.listed {
-            let Some(found) = self.jobs.get(&job) else { continue };
-            let Some(definition) = found.step(step) else { continue };
-            let left = definition.slaves.iter().any(|other| other != slave && self.nodes.contains_key(other));
-            let tasks: Vec<u32> = if definition.inputs.is_none() {
-                let place = definition.slaves.binary_search(slave).ok();
-                place.map(|place| found.range(step).start + place as u32).into_iter().collect()
-            } else if left {
-                Vec::new()
-            } else {
-                found.range(step).collect()
-            };
-            for index in tasks {
-                self.withdraw(now, TaskId { job, index }, "the slave was removed", effects);
-            }
+        for id in withdrawn {
+            self.withdraw(now, id, "the slave was removed", effects);
         }
     }
 
@@ -928,7 +926,8 @@ impl Tasks {
         let steps = self.jobs.get(&id).map_or(0, |job| job.steps.len() as u32);
         for step in 0..steps {
             let Some(job) = self.jobs.get(&id) else { return };
-            if job.steps.get(step as usize).is_none_or(|state| state.unended == 0) {
+            let comes_after = job.step(step).is_some_and(|step| !step.after.is_empty());
+            if !comes_after || job.steps.get(step as usize).is_none_or(|state| state.unended == 0) {
                 continue;
             }
             match job.is_due(step) {
