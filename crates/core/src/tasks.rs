@@ -701,7 +701,7 @@ impl Tasks {
         let before = task.state;
         if before == TaskState::Backoff && outcome != Outcome::Succeeded {
             // It is about to be tried again, whatever this attempt came to.
-            return;
+            return effects.push(TaskEffect::LateResult(finished));
         }
         task.reason = finished.reason.clone();
         task.gap |= finished.truncated;
@@ -964,9 +964,9 @@ impl Tasks {
         let expired: Vec<u32> = job.range(step).filter(waits_in_vain).collect();
         for index in expired {
             let id = TaskId { job: id, index };
-            if let Some(task) = self.task_mut(id) {
-                task.reason = Some("no slave for it was online in time".to_owned());
-            }
+            // One that expires may be one too many for its step, and then the others are withdrawn.
+            let Some(task) = self.task_mut(id).filter(|task| task.state == TaskState::Queued) else { continue };
+            task.reason = Some("no slave for it was online in time".to_owned());
             self.set(now, id, Cause::Expired, TaskState::Expired, effects);
         }
     }

@@ -1,0 +1,649 @@
+//! Everything that happens, in the order of a virtual clock, as a seed decides.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rpicluster_core::Moment;
+use rpicluster_core::journal::{Effect, Input, Verdict};
+use rpicluster_core::tasks::{JobSpec, Step, TaskEffect, TaskInput};
+use rpicluster_protocol::{
+    AttemptKey, Epoch, JobId, JournalEntry, JournalId, Outcome, SessionId, Stream, TaskAck, TaskCancel, TaskFinished,
+    TaskLease, TaskOffer, TaskOutput, TaskSpec, Work,
+};
+
+use crate::checks::Checks;
+use crate::head::{Disk, Head};
+use crate::node::Node;
+
+/// How long faults go on at most, in milliseconds.
+const FAULTS_MS: u64 = 20 * 60_000;
+/// By when everything has ended after that: some leases and waits between attempts.
+const HEALING_MS: u64 = 6 * 3_600_000;
+
+/// A mistake planted in whoever uses the decisions: the checks must find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bug {
+    SpawnBeforeSync,
+    AckBeforeCommit,
+    KeepEpoch,
+    IgnoreLease,
+}
+
+#[derive(Debug, Clone)]
+enum Up {
+    State(u32),
+    Journal(JournalId, Vec<JournalEntry>),
+    Event(JournalEntry),
+    Output(TaskOutput),
+    Lease(TaskLease),
+}
+
+#[derive(Debug, Clone)]
+enum Down {
+    Offer(Box<TaskOffer>),
+    Cancel(TaskCancel),
+    Ack(TaskAck),
+    LeaseAck(TaskLease),
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Submit,
+    CancelJob,
+    Drain(usize),
+    Undrain(usize),
+    HeadCrash,
+    HeadStart,
+    Commit,
+    Backup,
+    Restore,
+    DiskFault,
+    DiskMended,
+    Crash(usize, /** with the power */ bool),
+    LoseJournal(usize),
+    Start(usize),
+    Connect(usize),
+    Disconnect(usize),
+    Missed(usize, SessionId),
+    ToHead(usize, SessionId, Up),
+    ToNode(usize, SessionId, Down),
+    Synced(usize, u64, u64),
+    RunEnds(usize, u64, AttemptKey, Outcome),
+    LeaseEnds(usize, u64, AttemptKey),
+    NodeTimer(usize),
+    HeadTimer,
+    Heal,
+}
+
+pub(crate) struct World {
+    random: fastrand::Rng,
+    bug: Option<Bug>,
+    print: bool,
+    clock: u64,
+    events: BinaryHeap<Reverse<(u64, u64)>>,
+    bodies: BTreeMap<u64, Event>,
+    scheduled: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) head: Option<Head>,
+    /// What the head knows of sessions.
+    online: HashMap<usize, SessionId>,
+    committing: bool,
+    pub(crate) disk: Disk,
+    backup: Option<Disk>,
+    disk_fails: bool,
+    /// No more faults.
+    healed: bool,
+    /// When the last message of a slave arrives, so that the next is not earlier.
+    arrivals: HashMap<(usize, bool), u64>,
+    node_timers: HashMap<usize, u64>,
+    head_timer: u64,
+    submitted: u64,
+    pub(crate) steps: u64,
+    pub(crate) checks: Checks,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, bug: Option<Bug>, print: bool) -> World {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let count = random.u64(1..=3);
+        let nodes = (0..count).map(|number| Node::new(number, random.u32(1..=3), JournalId(random.u64(..)))).collect();
+        let disk = Disk { epoch: Some(Epoch(random.u64(..))), next_job: 1, ..Disk::default() };
+        let mut world = World {
+            random,
+            bug,
+            print,
+            clock: 1_000,
+            events: BinaryHeap::new(),
+            bodies: BTreeMap::new(),
+            scheduled: 0,
+            nodes,
+            head: None,
+            online: HashMap::new(),
+            committing: false,
+            disk,
+            backup: None,
+            disk_fails: false,
+            healed: false,
+            arrivals: HashMap::new(),
+            node_timers: HashMap::new(),
+            head_timer: 0,
+            submitted: 0,
+            steps: 0,
+            checks: Checks::default(),
+        };
+        world.plan();
+        world
+    }
+
+    /// Until every task has ended.
+    ///
+    /// # Errors
+    /// Names the promise that was broken.
+    pub(crate) fn run(&mut self) -> Result<(), String> {
+        while let Some(Reverse((at, number))) = self.events.pop() {
+            let Some(event) = self.bodies.remove(&number) else { continue };
+            self.clock = at;
+            self.steps += 1;
+            if self.print {
+                println!("{at:>9} {event:?}");
+            }
+            self.happen(event);
+            self.arm();
+            self.checks.verdict()?;
+            if self.healed && self.all_ended() {
+                return self.judge_end();
+            }
+            if at > FAULTS_MS + HEALING_MS {
+                break;
+            }
+        }
+        let open: Vec<JobId> = self.disk.jobs.values().filter(|job| job.ended.is_none()).map(|job| job.job).collect();
+        Err(format!("jobs {open:?} have not ended"))
+    }
+
+    /// What goes wrong, and when.
+    fn plan(&mut self) {
+        self.at(0, Event::HeadStart);
+        for node in 0..self.nodes.len() {
+            self.within(3_000, Event::Connect(node));
+        }
+        let length = self.random.u64(5_000..FAULTS_MS);
+        for _ in 0..self.random.u64(1..=4) {
+            self.within(length, Event::Submit);
+        }
+        for _ in 0..self.random.u64(0..25) {
+            let node = self.random.usize(0..self.nodes.len());
+            let event = match self.random.u8(0..20) {
+                0..3 => Event::HeadCrash,
+                3..6 => Event::Crash(node, false),
+                6..9 => Event::Crash(node, true),
+                9 => Event::LoseJournal(node),
+                10..15 => Event::Disconnect(node),
+                15 => Event::CancelJob,
+                16 => Event::Drain(node),
+                17 => Event::DiskFault,
+                18 => Event::Backup,
+                _ => Event::Restore,
+            };
+            self.within(length, event);
+        }
+        self.at(length, Event::Heal);
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Submit => self.submit(),
+            Event::CancelJob => {
+                let jobs: Vec<JobId> = self.disk.jobs.keys().copied().collect();
+                if let Some(job) = self.random.choice(jobs) {
+                    let running = self.random.bool();
+                    self.tell_head(TaskInput::CancelJob(job, running));
+                }
+            }
+            Event::Drain(node) => {
+                let deadline = self.random.bool().then_some(Duration::from_secs(30));
+                self.tell_head(TaskInput::Drain(self.nodes[node].id.clone(), "drill".to_owned(), deadline));
+                self.within(60_000, Event::Undrain(node));
+            }
+            Event::Undrain(node) => self.tell_head(TaskInput::Undrain(self.nodes[node].id.clone())),
+            Event::HeadCrash => self.head_crash(),
+            Event::HeadStart if self.head.is_none() => {
+                self.head = Some(Head::start(self.clock, &self.disk));
+                self.nodes.iter().for_each(|node| self.checks.drains(&node.id, &self.disk));
+                self.commit_soon();
+            }
+            Event::HeadStart => {}
+            Event::Commit => self.commit(),
+            Event::Backup => self.backup = Some(self.disk.clone()),
+            Event::Restore => self.restore(),
+            Event::DiskFault => {
+                self.disk_fails = !self.healed;
+                self.within(20_000, Event::DiskMended);
+            }
+            Event::DiskMended => self.disk_fails = false,
+            Event::Crash(node, power) => self.node_crash(node, power),
+            Event::LoseJournal(node) => {
+                self.node_crash(node, true);
+                let another = JournalId(self.random.u64(..));
+                self.nodes[node].lose_journal(another);
+            }
+            Event::Start(node) if self.nodes[node].journal.is_none() => {
+                let effects = self.nodes[node].restart(self.clock);
+                self.apply(node, effects);
+                self.within(3_000, Event::Connect(node));
+            }
+            Event::Start(_) => {}
+            Event::Connect(node) => self.connect(node),
+            Event::Disconnect(node) => {
+                if !self.healed {
+                    self.disconnect(node, true);
+                }
+            }
+            Event::Missed(node, session) => {
+                if self.online.get(&node) == Some(&session) {
+                    self.online.remove(&node);
+                    self.tell_head(TaskInput::SlaveDown(self.nodes[node].id.clone()));
+                }
+            }
+            Event::ToHead(node, session, up) => self.to_head(node, session, up),
+            Event::ToNode(node, session, down) => self.to_node(node, &session, down),
+            Event::Synced(node, start, records) => {
+                if self.nodes[node].start == start {
+                    self.nodes[node].sync();
+                    let effects = self.nodes[node].handle(self.clock, Input::Synced { records });
+                    self.apply(node, effects);
+                }
+            }
+            Event::RunEnds(node, start, key, outcome) => {
+                if self.nodes[node].start == start {
+                    self.run_ends(node, key, outcome);
+                }
+            }
+            Event::LeaseEnds(node, start, key) => {
+                let run = self.nodes[node].running.get(&key);
+                let is_over = run.is_some_and(|run| run.lease_end <= Moment::from_millis(self.clock));
+                if is_over && self.nodes[node].start == start && self.bug != Some(Bug::IgnoreLease) {
+                    self.within(9_000, Event::RunEnds(node, start, key, Outcome::Lost));
+                }
+            }
+            Event::NodeTimer(node) => {
+                let effects = self.nodes[node].timeout(self.clock);
+                self.apply(node, effects);
+            }
+            Event::HeadTimer => {
+                if let Some(head) = &mut self.head {
+                    head.timeout(self.clock);
+                    self.commit_soon();
+                }
+            }
+            Event::Heal => self.heal(),
+        }
+    }
+
+    fn heal(&mut self) {
+        self.healed = true;
+        self.disk_fails = false;
+        self.at(0, Event::HeadStart);
+        for node in 0..self.nodes.len() {
+            self.within(10, Event::Start(node));
+            self.within(30_000, Event::Connect(node));
+            self.at(61_000, Event::Undrain(node));
+        }
+    }
+
+    /// Puts what is due next among the events.
+    fn arm(&mut self) {
+        for node in 0..self.nodes.len() {
+            let due = self.nodes[node].journal.as_ref().and_then(|journal| journal.poll_timeout());
+            let Some(due) = due.map(|due| due.as_millis().max(self.clock + 1)) else { continue };
+            if self.node_timers.insert(node, due) != Some(due) {
+                self.at(due - self.clock, Event::NodeTimer(node));
+            }
+        }
+        let due = self.head.as_ref().and_then(|head| head.tasks.poll_timeout());
+        if let Some(due) = due.map(|due| due.as_millis().max(self.clock + 1)).filter(|due| *due != self.head_timer) {
+            self.head_timer = due;
+            self.at(due - self.clock, Event::HeadTimer);
+        }
+    }
+
+    fn submit(&mut self) {
+        if self.head.is_none() || self.disk_fails {
+            return;
+        }
+        self.submitted += 1;
+        let steps = (0..self.random.u32(1..=2)).map(|number| self.random_step(number)).collect();
+        let spec = JobSpec { name: None, requester: "simulator".to_owned(), steps };
+        let job = JobId(self.disk.next_job);
+        self.disk.next_job += 1;
+        self.tell_head(TaskInput::Submit(job, Arc::new(spec)));
+    }
+
+    /// What it runs names this very job, so that a result of other work is known.
+    fn random_step(&mut self, number: u32) -> Step {
+        let random = &mut self.random;
+        let inputs: Option<Vec<String>> =
+            random.bool().then(|| (0..random.u32(1..=6)).map(|input| format!("i{input}")).collect());
+        let last = if inputs.is_some() { "{}" } else { "{slave}" };
+        let argv = vec![format!("w{}/", self.submitted), last.to_owned()];
+        Step {
+            name: None,
+            on: "all".to_owned(),
+            spec: TaskSpec {
+                work: Work::Exec { argv },
+                env: BTreeMap::new(),
+                cwd: None,
+                stdin: None,
+                run_as: None,
+                timeout_ms: None,
+                output_limit: 1_000,
+            },
+            slaves: self.nodes.iter().map(|node| node.id.clone()).collect(),
+            inputs,
+            retries: random.u32(0..=2),
+            idempotent: random.bool(),
+            wait_ms: random.bool().then(|| random.u64(0..60_000)),
+            batch: random.bool().then(|| random.u32(1..=3)),
+            max_failures: random.bool().then(|| random.u32(1..=3)),
+            after: if number == 1 && random.bool() { vec![0] } else { Vec::new() },
+        }
+    }
+
+    fn tell_head(&mut self, input: TaskInput) {
+        let Some(head) = &mut self.head else { return };
+        let before = head.uncommitted().len();
+        head.handle(self.clock, input);
+        if self.bug == Some(Bug::AckBeforeCommit) {
+            let early = head.uncommitted()[before..].iter().filter(|effect| matches!(effect, TaskEffect::Ack(..)));
+            let early: Vec<TaskEffect> = early.cloned().collect();
+            early.into_iter().for_each(|effect| self.say(effect));
+        }
+        self.commit_soon();
+    }
+
+    fn commit_soon(&mut self) {
+        if !self.committing {
+            self.committing = true;
+            self.within(20, Event::Commit);
+        }
+    }
+
+    fn commit(&mut self) {
+        self.committing = false;
+        if self.disk_fails {
+            return self.commit_soon();
+        }
+        let Some(head) = &mut self.head else { return };
+        let effects = head.commit(&mut self.disk);
+        // A crash may come between any two of them.
+        let is_crash = !self.healed && self.random.u8(..100) == 0;
+        let said = if is_crash { self.random.usize(..=effects.len()) } else { effects.len() };
+        effects.into_iter().take(said).for_each(|effect| self.say(effect));
+        if is_crash {
+            self.head_crash();
+        }
+    }
+
+    fn say(&mut self, effect: TaskEffect) {
+        let (slave, down) = match effect {
+            TaskEffect::Offer(slave, offer) => {
+                self.checks.offers(&slave, offer.key);
+                (slave, Down::Offer(offer))
+            }
+            TaskEffect::Cancel(slave, cancel) => (slave, Down::Cancel(cancel)),
+            TaskEffect::Ack(slave, ack) => (slave, Down::Ack(ack)),
+            TaskEffect::LeaseAck(slave, lease) => (slave, Down::LeaseAck(lease)),
+            TaskEffect::RememberNode(slave) => return self.checks.drains(&slave, &self.disk),
+            _ => return,
+        };
+        let Some(node) = self.nodes.iter().position(|node| node.id == slave) else { return };
+        let Some(session) = self.nodes[node].session.clone() else { return };
+        // A full queue drops, a repeated delivery doubles.
+        let copies = if self.healed { 1 } else { [0, 1, 1, 1, 1, 1, 1, 1, 1, 2][self.random.usize(..10)] };
+        for _ in 0..copies {
+            let after = self.under_way(node, false);
+            self.at(after, Event::ToNode(node, session.clone(), down.clone()));
+        }
+    }
+
+    /// How long a message takes, without overtaking one before.
+    fn under_way(&mut self, node: usize, up: bool) -> u64 {
+        let wanted = self.clock + self.random.u64(1..60);
+        let last = self.arrivals.entry((node, up)).or_default();
+        *last = wanted.max(*last);
+        *last - self.clock
+    }
+
+    fn head_crash(&mut self) {
+        if self.healed || self.head.take().is_none() {
+            return;
+        }
+        self.online.clear();
+        self.head_timer = 0;
+        // The broker goes with it.
+        (0..self.nodes.len()).for_each(|node| self.disconnect(node, false));
+        self.within(10_000, Event::HeadStart);
+    }
+
+    /// The master's disk is replaced by an older copy.
+    fn restore(&mut self) {
+        let Some(copy) = self.backup.clone().filter(|_| !self.healed) else { return };
+        self.head_crash();
+        let epoch = if self.bug == Some(Bug::KeepEpoch) { copy.epoch } else { Some(Epoch(self.random.u64(..))) };
+        self.disk = Disk { epoch, ..copy };
+    }
+
+    fn node_crash(&mut self, node: usize, power: bool) {
+        if self.healed {
+            return;
+        }
+        self.disconnect(node, true);
+        for key in self.nodes[node].crash(power) {
+            self.checks.ends(key, None);
+        }
+        self.within(20_000, Event::Start(node));
+    }
+
+    fn connect(&mut self, node: usize) {
+        if self.nodes[node].journal.is_none() || self.nodes[node].session.is_some() {
+            return;
+        }
+        if self.head.is_none() {
+            return self.within(3_000, Event::Connect(node));
+        }
+        let session = SessionId::from_random(self.random.u64(..));
+        self.nodes[node].session = Some(session.clone());
+        let slots = self.nodes[node].slots;
+        self.send(node, Up::State(slots));
+        let effects = self.nodes[node].handle(self.clock, Input::SessionBegan(session));
+        self.apply(node, effects);
+    }
+
+    /// The connection breaks; what was under way upwards may still come, and late, if the broker lives.
+    fn disconnect(&mut self, node: usize, broker_lives: bool) {
+        let Some(session) = self.nodes[node].session.take() else { return };
+        let effects = self.nodes[node].handle(self.clock, Input::SessionEnded);
+        self.apply(node, effects);
+        let mut late = Vec::new();
+        self.bodies.retain(|_, event| match event {
+            Event::ToHead(of, in_session, up) if *of == node && *in_session == session => {
+                late.push(up.clone());
+                false
+            }
+            _ => true,
+        });
+        if broker_lives {
+            for up in late {
+                if self.random.bool() {
+                    self.within(3_000, Event::ToHead(node, session.clone(), up));
+                }
+            }
+            self.within(7_000, Event::Missed(node, session));
+        }
+        // Now and then for longer than a lease.
+        let away = if self.random.u8(..8) == 0 { 400_000 } else { 10_000 };
+        self.within(away, Event::Connect(node));
+    }
+
+    fn send(&mut self, node: usize, up: Up) {
+        let Some(session) = self.nodes[node].session.clone() else { return };
+        let may_be_shed = matches!(up, Up::Event(_) | Up::Output(_) | Up::Lease(_));
+        if may_be_shed && !self.healed && self.random.u8(..30) == 0 {
+            return;
+        }
+        let after = self.under_way(node, true);
+        self.at(after, Event::ToHead(node, session, up));
+    }
+
+    fn to_head(&mut self, node: usize, session: SessionId, up: Up) {
+        let slave = self.nodes[node].id.clone();
+        let input = match up {
+            // Presence knows a session that another one has replaced.
+            Up::State(_) if self.nodes[node].session.as_ref() != Some(&session) => return,
+            Up::State(slots) => {
+                self.online.insert(node, session.clone());
+                TaskInput::SlaveUp(slave, session, slots)
+            }
+            Up::Journal(journal, entries) => TaskInput::Journal(slave, session, journal, entries),
+            Up::Event(event) => TaskInput::Event(slave, event),
+            Up::Output(output) => TaskInput::Output(slave, output),
+            Up::Lease(lease) => TaskInput::Lease(slave, lease),
+        };
+        self.tell_head(input);
+    }
+
+    fn to_node(&mut self, node: usize, session: &SessionId, down: Down) {
+        if self.nodes[node].session.as_ref() != Some(session) {
+            return;
+        }
+        let input = match down {
+            Down::Offer(offer) => Input::Offer { offer, verdict: Verdict::Run },
+            Down::Cancel(cancel) => Input::Cancel(cancel),
+            Down::Ack(ack) => {
+                self.checks.acknowledged(&self.nodes[node], &self.disk, &ack);
+                if let Some((_, acked)) = self.nodes[node].spool.get_mut(&ack.key) {
+                    *acked = ack.stdout.max(*acked);
+                }
+                Input::Ack(ack)
+            }
+            Down::LeaseAck(lease) => Input::LeaseAck(lease),
+        };
+        let effects = self.nodes[node].handle(self.clock, input);
+        self.apply(node, effects);
+    }
+
+    fn apply(&mut self, node: usize, effects: Vec<Effect>) {
+        let start = self.nodes[node].start;
+        for effect in effects {
+            match effect {
+                Effect::Record(record) => self.nodes[node].written.push(record),
+                Effect::Spawn { offer, lease_end } => self.spawn(node, &offer, lease_end),
+                Effect::Extend { key, lease_end } => {
+                    if let Some(run) = self.nodes[node].running.get_mut(&key) {
+                        run.lease_end = lease_end;
+                        self.at(lease_end.as_millis().saturating_sub(self.clock), Event::LeaseEnds(node, start, key));
+                    }
+                }
+                Effect::Kill { key } => self.within(9_000, Event::RunEnds(node, start, key, Outcome::Canceled)),
+                Effect::Forget { key } => drop(self.nodes[node].spool.remove(&key)),
+                Effect::Tell(entry) => {
+                    self.send_output(node, entry.key());
+                    self.send(node, Up::Event(entry));
+                }
+                Effect::TellJournal => {
+                    let (journal, entries) = (self.nodes[node].journal_id, self.nodes[node].entries());
+                    self.send(node, Up::Journal(journal, entries));
+                    let mut keys: Vec<AttemptKey> = self.nodes[node].spool.keys().copied().collect();
+                    keys.sort();
+                    keys.into_iter().for_each(|key| self.send_output(node, key));
+                }
+                Effect::Renew(lease) => self.send(node, Up::Lease(lease)),
+            }
+        }
+        self.sync_soon(node);
+    }
+
+    fn sync_soon(&mut self, node: usize) {
+        let Some(journal) = self.nodes[node].journal.as_ref().filter(|journal| journal.needs_sync()) else { return };
+        let (records, start) = (journal.recorded(), self.nodes[node].start);
+        self.within(15, Event::Synced(node, start, records));
+        if self.bug == Some(Bug::SpawnBeforeSync) {
+            let effects = self.nodes[node].handle(self.clock, Input::Synced { records });
+            self.apply(node, effects);
+        }
+    }
+
+    fn spawn(&mut self, node: usize, offer: &TaskOffer, lease_end: Moment) {
+        let (key, start) = (offer.key, self.nodes[node].start);
+        let bytes = self.random.u64(0..40);
+        self.nodes[node].begin(offer, lease_end, bytes);
+        self.checks.begins(key, node, &self.nodes, &self.disk);
+        let takes = match self.random.u8(..10) {
+            0..6 => 500,
+            6..9 => 20_000,
+            _ => 400_000,
+        };
+        let outcomes = [Outcome::Succeeded, Outcome::Succeeded, Outcome::Failed, Outcome::TimedOut];
+        let outcome = outcomes[self.random.usize(..outcomes.len())];
+        self.within(takes, Event::RunEnds(node, start, key, outcome));
+        self.at(lease_end.as_millis().saturating_sub(self.clock), Event::LeaseEnds(node, start, key));
+    }
+
+    fn run_ends(&mut self, node: usize, key: AttemptKey, outcome: Outcome) {
+        let Some(run) = self.nodes[node].running.remove(&key) else { return };
+        self.checks.ends(key, Some(outcome));
+        self.nodes[node].spool.insert(key, (run.bytes, 0));
+        let finished = TaskFinished {
+            key,
+            seq: 0,
+            outcome,
+            exit_code: None,
+            signal: None,
+            reason: None,
+            duration_ms: 0,
+            stdout: run.bytes,
+            stderr: 0,
+            truncated: false,
+            cpu_ms: None,
+            memory_peak: None,
+            result: Some(run.token.into()),
+        };
+        let effects = self.nodes[node].handle(self.clock, Input::Exited(Box::new(finished)));
+        self.apply(node, effects);
+    }
+
+    /// What the master does not have yet of an attempt's output.
+    fn send_output(&mut self, node: usize, key: AttemptKey) {
+        let Some((bytes, mut offset)) = self.nodes[node].spool.get(&key).copied() else { return };
+        while offset < bytes {
+            let data = vec![b'x'; (bytes - offset).min(16) as usize];
+            let next = offset + data.len() as u64;
+            self.send(node, Up::Output(TaskOutput { key, stream: Stream::Stdout, offset, gap: false, data }));
+            offset = next;
+        }
+    }
+
+    fn all_ended(&self) -> bool {
+        let is_settled = self.head.as_ref().is_some_and(|head| head.uncommitted().is_empty());
+        is_settled && self.disk.jobs.values().all(|job| job.ended.is_some())
+    }
+
+    fn judge_end(&mut self) -> Result<(), String> {
+        self.checks.at_the_end(&self.disk);
+        self.checks.verdict()
+    }
+
+    /// At some time within so many milliseconds.
+    fn within(&mut self, most: u64, event: Event) {
+        let after = self.random.u64(0..=most);
+        self.at(after, event);
+    }
+
+    fn at(&mut self, after: u64, event: Event) {
+        self.scheduled += 1;
+        self.events.push(Reverse((self.clock + after, self.scheduled)));
+        self.bodies.insert(self.scheduled, event);
+    }
+}
