@@ -77,7 +77,7 @@ pub enum TaskEffect {
     RememberNode(SlaveId),
     /// Write a piece of output that was not recorded before.
     Output(TaskOutput),
-    /// Write how an attempt ended that a later one has replaced.
+    /// Write how an attempt ended that is not its task's last: another one follows, or has.
     LateResult(Box<TaskFinished>),
     /// Tell a slave.
     Offer(SlaveId, Box<TaskOffer>),
@@ -650,9 +650,15 @@ impl Tasks {
                     }
                     return self.answered(id);
                 }
+                if matches!(state, TaskState::Lost | TaskState::Backoff | TaskState::Queued) && !is_complete {
+                    // It is told again, until its output has come.
+                    return;
+                }
                 let seq = finished.seq;
-                if is_open || matches!(state, TaskState::Lost | TaskState::Backoff) {
+                if is_open || matches!(state, TaskState::Lost | TaskState::Backoff | TaskState::Queued) {
                     self.settle(now, id, finished, effects);
+                } else {
+                    effects.push(TaskEffect::LateResult(finished));
                 }
                 self.acknowledge(slave, key, seq, effects);
             }
@@ -699,7 +705,7 @@ impl Tasks {
         let outcome = finished.outcome;
         let Some(task) = self.task_mut(id) else { return };
         let before = task.state;
-        if before == TaskState::Backoff && outcome != Outcome::Succeeded {
+        if matches!(before, TaskState::Backoff | TaskState::Queued) && outcome != Outcome::Succeeded {
             // It is about to be tried again, whatever this attempt came to.
             return effects.push(TaskEffect::LateResult(finished));
         }
@@ -742,6 +748,7 @@ impl Tasks {
         }
         task.failures += 1;
         let wait = retry_wait(epoch, id, task.failures);
+        effects.extend(task.result.clone().map(TaskEffect::LateResult));
         self.set(now, id, cause, TaskState::Backoff, effects);
         self.timers.insert((now.moment + wait, Timer::Backoff(id)));
         true

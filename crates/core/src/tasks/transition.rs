@@ -44,6 +44,7 @@ pub const TRANSITIONS: &[(TaskState, Cause, &[TaskState])] = &[
     (Queued, Cause::Offer, &[Offered]),
     (Queued, Cause::Withdrawn, &[Canceled]),
     (Queued, Cause::Expired, &[Expired]),
+    (Queued, Cause::Succeeded, &[Succeeded]),
     (Offered, Cause::Started, &[Running]),
     (Offered, Cause::SlaveGone, &[Unknown]),
     (Offered, Cause::NeverBegan, &[Queued, Canceled]),

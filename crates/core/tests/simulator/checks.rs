@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rpicluster_protocol::{AttemptKey, Epoch, JournalEntry, Outcome, SlaveId, TaskAck, TaskId, TaskState, Work};
+use rpicluster_protocol::{
+    AttemptKey, Epoch, JournalEntry, Outcome, RejectReason, SlaveId, TaskAck, TaskId, TaskState, Work,
+};
 
 use crate::head::Disk;
 use crate::node::Node;
@@ -75,7 +77,12 @@ impl Checks {
 
     /// The node may forget something: the master's disk must know it.
     pub(crate) fn acknowledged(&mut self, node: &Node, disk: &Disk, ack: &TaskAck) {
-        let is_end = |entry: &JournalEntry| !matches!(entry, JournalEntry::Started(_));
+        // One that was declined leaves nothing to know: another attempt follows.
+        let is_end = |entry: &JournalEntry| match entry {
+            JournalEntry::Started(_) => false,
+            JournalEntry::Finished(_) => true,
+            JournalEntry::Rejected(rejected) => !matches!(rejected.reason, RejectReason::Stale | RejectReason::Busy),
+        };
         let covers = |entry: &JournalEntry| entry.key() == ack.key && ack.seq >= entry.seq() && is_end(entry);
         if disk.epoch == Some(ack.key.epoch) && node.entries().iter().any(covers) {
             let AttemptKey { task, attempt, .. } = ack.key;
@@ -105,7 +112,7 @@ impl Checks {
                 if result.outcome == Outcome::Succeeded {
                     let is_own = result.result == Some(expected.clone().into());
                     self.require(is_own, || format!("{id} was given the result of other work, not of {expected}"));
-                    let is_whole = task.stdout >= result.stdout;
+                    let is_whole = task.gap || task.stdout >= result.stdout;
                     self.require(is_whole, || format!("{id} has {} of {} bytes", task.stdout, result.stdout));
                 }
             }

@@ -250,6 +250,10 @@ impl World {
             Event::ToHead(node, session, up) => self.to_head(node, session, up),
             Event::ToNode(node, session, down) => self.to_node(node, &session, down),
             Event::Synced(node, start, records) => {
+                if self.random.u8(..50) == 0 {
+                    // The power fails just before.
+                    self.node_crash(node, true);
+                }
                 if self.nodes[node].start == start {
                     self.nodes[node].sync();
                     let effects = self.nodes[node].handle(self.clock, Input::Synced { records });
