@@ -247,8 +247,8 @@ impl World {
                     self.tell_head(TaskInput::SlaveDown(self.nodes[node].id.clone()));
                 }
             }
-            Event::ToHead(node, session, up) => self.to_head(node, session, up),
-            Event::ToNode(node, session, down) => self.to_node(node, &session, down),
+            Event::ToHead(node, session, up) => self.head_hears(node, session, up),
+            Event::ToNode(node, session, down) => self.node_hears(node, &session, down),
             Event::Synced(node, start, records) => {
                 if self.random.u8(..50) == 0 {
                     // The power fails just before.
@@ -501,7 +501,7 @@ impl World {
         self.at(after, Event::ToHead(node, session, up));
     }
 
-    fn to_head(&mut self, node: usize, session: SessionId, up: Up) {
+    fn head_hears(&mut self, node: usize, session: SessionId, up: Up) {
         let slave = self.nodes[node].id.clone();
         let input = match up {
             // Presence knows a session that another one has replaced.
@@ -518,7 +518,7 @@ impl World {
         self.tell_head(input);
     }
 
-    fn to_node(&mut self, node: usize, session: &SessionId, down: Down) {
+    fn node_hears(&mut self, node: usize, session: &SessionId, down: Down) {
         if self.nodes[node].session.as_ref() != Some(session) {
             return;
         }
