@@ -1,8 +1,10 @@
 //! What rpicluster decides, apart from all that it does.
 //!
 //! This crate does no I/O, reads no clock, spawns nothing and draws no random number: time is an argument, inputs go in,
-//! [`Effect`]s come out. So every rule of presence and of tasks can be tested in microseconds, and a failure replays.
+//! [`Effect`]s come out. So every rule of presence, of tasks and of a slave's journal can be tested in microseconds, and a
+//! failure replays.
 
+pub mod journal;
 mod moment;
 mod presence;
 pub mod tasks;
