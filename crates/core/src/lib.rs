@@ -7,7 +7,9 @@
 pub mod journal;
 mod moment;
 mod presence;
+mod target;
 pub mod tasks;
 
 pub use moment::Moment;
 pub use presence::{Effect, Input, NO_STATE, Presence, RESTORED, Record, SILENT};
+pub use target::{Target, TargetError};

@@ -70,6 +70,12 @@ pub const OUTPUT_CHUNK_BYTES_MAX: usize = 24 * 1024;
 /// Output that is kept of each stream of a task unless the job says otherwise.
 pub const OUTPUT_LIMIT: u64 = 10 * 1024 * 1024;
 
+/// Longest target, in bytes: room for a hundred ids in full.
+pub const TARGET_BYTES_MAX: usize = 8 * 1024;
+
+/// How deep `not` and parentheses of a target may lie in each other.
+pub const TARGET_DEPTH_MAX: usize = 32;
+
 /// First and longest wait before a task that failed is tried again; it doubles in between.
 pub const RETRY_WAIT_MIN: Duration = Duration::from_secs(1);
 /// See [`RETRY_WAIT_MIN`].
