@@ -76,7 +76,7 @@ impl Checks {
     }
 
     /// The node may forget something: the master's disk must know it.
-    pub(crate) fn acknowledged(&mut self, node: &Node, disk: &Disk, ack: &TaskAck) {
+    pub(crate) fn acknowledged(&mut self, at: usize, node: &Node, disk: &Disk, ack: &TaskAck) {
         // One that was declined leaves nothing to know: another attempt follows.
         let is_end = |entry: &JournalEntry| match entry {
             JournalEntry::Started(_) => false,
@@ -86,7 +86,9 @@ impl Checks {
         let covers = |entry: &JournalEntry| entry.key() == ack.key && ack.seq >= entry.seq() && is_end(entry);
         if disk.epoch == Some(ack.key.epoch) && node.entries().iter().any(covers) {
             let AttemptKey { task, attempt, .. } = ack.key;
-            let is_known = disk.ends.contains(&ack.key);
+            // What a lost journal had begun and another one was told to cancel is known by neither.
+            let is_known = node.lives > 0 && !self.begun.contains(&(ack.key, at, node.lives));
+            let is_known = is_known || disk.ends.contains(&ack.key);
             self.require(is_known, || {
                 format!("the end of {task}, attempt {attempt}, was acknowledged and is not known")
             });

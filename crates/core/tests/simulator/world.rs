@@ -526,7 +526,7 @@ impl World {
             Down::Offer(offer) => Input::Offer { offer, verdict: Verdict::Run },
             Down::Cancel(cancel) => Input::Cancel(cancel),
             Down::Ack(ack) => {
-                self.checks.acknowledged(&self.nodes[node], &self.disk, &ack);
+                self.checks.acknowledged(node, &self.nodes[node], &self.disk, &ack);
                 if let Some((_, acked)) = self.nodes[node].spool.get_mut(&ack.key) {
                     *acked = ack.stdout.max(*acked);
                 }
