@@ -29,20 +29,22 @@ struct Pending {
 
 impl Presenter for Live {
     fn show(&mut self, out: &mut Printer, view: &View, change: &Change) -> Result<(), Failure> {
-        match change {
-            Change::Job => Ok(()),
-            Change::Output(piece) => self.output(out, view, piece),
-            Change::Task(index) => match view.task(*index) {
-                Some(task) => self.task(out, view, task),
-                None => Ok(()),
-            },
+        let index = match change {
+            Change::Job => return Ok(()),
+            Change::Task(index) => *index,
+            Change::Output(piece) => {
+                self.output(out, view, piece)?;
+                piece.output.key.task.index
+            }
+        };
+        match view.task(index) {
+            Some(task) if view.is_complete(index) => self.conclude(out, view, task),
+            _ => Ok(()),
         }
     }
 
     fn end(&mut self, out: &mut Printer, view: &View) -> Result<(), Failure> {
-        let mut left: Vec<(u32, Stream)> = self.pending.keys().copied().collect();
-        left.sort_unstable();
-        left.into_iter().try_for_each(|(index, stream)| self.finish(out, view, index, stream))
+        view.tasks().filter(|task| task.state.has_ended()).try_for_each(|task| self.conclude(out, view, task))
     }
 }
 
@@ -74,17 +76,16 @@ impl Live {
                 printed = out.line(shown_on, &name, colour, line);
             }
         });
-        printed?;
-        if view.is_complete(index) { self.finish_both(out, view, index) } else { Ok(()) }
+        printed
     }
 
-    fn task(&mut self, out: &mut Printer, view: &View, task: &TaskInfo) -> Result<(), Failure> {
+    /// A task has ended and has said everything: what is left of it is shown, and how it ended.
+    fn conclude(&mut self, out: &mut Printer, view: &View, task: &TaskInfo) -> Result<(), Failure> {
         let index = task.task.index;
-        if view.is_complete(index) {
-            self.finish_both(out, view, index)?;
-        }
+        self.finish(out, view, index, Stream::Stdout)?;
+        self.finish(out, view, index, Stream::Stderr)?;
         let now = (task.attempt, task.state);
-        if !task.state.has_ended() || self.told.insert(index, now) == Some(now) {
+        if self.told.insert(index, now) == Some(now) {
             return Ok(());
         }
         let (name, colour) = self.name(view, index);
@@ -98,11 +99,6 @@ impl Live {
             out.trouble(&name, "not all of its output was kept");
         }
         Ok(())
-    }
-
-    fn finish_both(&mut self, out: &mut Printer, view: &View, index: u32) -> Result<(), Failure> {
-        self.finish(out, view, index, Stream::Stdout)?;
-        self.finish(out, view, index, Stream::Stderr)
     }
 
     /// Prints the end of a stream that has no line end.
