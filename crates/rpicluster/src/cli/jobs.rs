@@ -17,7 +17,11 @@ Examples:
   rpicluster run --on 'pi-[1-9]' --batch 2 --max-failures 1 -- systemctl restart app
                                                           two at a time, and no further after a failure
   rpicluster run --on arch=aarch64 --wait 1h -- sh -c 'df -h | tail -1'
-                                                          there is no shell unless you ask for one";
+                                                          there is no shell unless you ask for one
+
+Slaves that are offline are reported at once, unless --wait is given.
+Ctrl-C asks whether to leave the job to itself or to cancel it, and a second Ctrl-C leaves it. Without a terminal, and at
+SIGTERM, it is left to itself; the message names the commands that follow and cancel it.";
 
 const MAP_EXAMPLES: &str = "\
 Examples:
@@ -27,7 +31,8 @@ Examples:
   rpicluster map --on all --continue 17 -- factor         what has not succeeded in job 17
 
 {} is the input, {#} its number from 1, {slave} who works on it. Without {} the input is appended.
-An empty list of inputs is no error: there is nothing to do, and the exit code is 0.";
+An empty list of inputs is no error: there is nothing to do, and the exit code is 0.
+Tasks wait for slaves that are offline as long as it takes, unless --wait is given. Ctrl-C is answered as by run.";
 
 /// How work is tried, limited and watched: the same for all commands that submit it.
 #[derive(Debug, Args)]

@@ -28,7 +28,7 @@ pub(in crate::commands) fn logs(args: LogsArgs) -> Result<(), Failure> {
         None => Box::new(Live::new(args.stderr)),
     };
     if args.follow {
-        return watch(&client, args.job, true, &mut [presenter]).map(|_| ());
+        return watch(&client, args.job, false, &mut [presenter]).map(|_| ());
     }
     let mut stored = Stored { client: &client, presenter, out: Printer::new(), view: View::default() };
     match args.task {

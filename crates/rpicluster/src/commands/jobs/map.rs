@@ -1,7 +1,7 @@
 //! `rpicluster map`: a queue of inputs that slaves share.
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal};
+use std::io::{self, IsTerminal};
 
 use rpicluster_protocol::{JobId, JobState, TaskState, Work};
 
@@ -46,7 +46,7 @@ fn inputs(client: &MasterClient, args: &MapArgs, given: Option<Vec<String>>) -> 
         (Some(given), None, None) => Ok(given),
         (None, Some(job), None) => left_over(client, job),
         (None, None, Some(path)) => File::open(path)
-            .and_then(|file| lines(BufReader::new(file)))
+            .and_then(lines)
             .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", path.display()))),
         (None, None, None) if io::stdin().is_terminal() => Err(Failure::new(
             Exit::Usage,

@@ -25,8 +25,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub(super) fn follow(client: MasterClient, job: JobId, output: bool, inputs: SyncSender<Input>) -> io::Result<()> {
-    let path = format!("{JOBS_PATH}/{job}/events?output={output}");
+pub(super) fn follow(client: MasterClient, job: JobId, inputs: SyncSender<Input>) -> io::Result<()> {
+    let path = format!("{JOBS_PATH}/{job}/events?output=true");
     thread::Builder::new().name("events".to_owned()).spawn(move || {
         let ended = read_to_the_end(&client, &path, &inputs);
         // Nobody listens any more if the user has left.

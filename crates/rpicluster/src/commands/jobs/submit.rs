@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use super::JOB_BYTES_MAX;
 use super::file::parse;
 use super::run::live;
 use super::submission::{Then, follow, plan, submit as hand_over};
@@ -12,9 +13,6 @@ use crate::exit::{Exit, Failure};
 use crate::http::MasterClient;
 use crate::output::print_line;
 use crate::text::Escaped;
-
-/// The master takes no larger job; a named device must not fill the memory.
-const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Submits a job and prints its number, or watches it.
 ///
@@ -45,12 +43,12 @@ fn read(path: &Path) -> Result<String, Failure> {
     let failed = |problem: String| Failure::new(Exit::Failed, format!("{}: {problem}", path.display()));
     let mut text = String::new();
     let read = if path == Path::new("-") {
-        io::stdin().take(FILE_BYTES_MAX + 1).read_to_string(&mut text)
+        io::stdin().take(JOB_BYTES_MAX + 1).read_to_string(&mut text)
     } else {
-        File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+        File::open(path).and_then(|file| file.take(JOB_BYTES_MAX + 1).read_to_string(&mut text))
     };
     match read {
-        Ok(size) if size as u64 > FILE_BYTES_MAX => Err(failed(format!("has more than {FILE_BYTES_MAX} bytes"))),
+        Ok(size) if size as u64 > JOB_BYTES_MAX => Err(failed(format!("has more than {JOB_BYTES_MAX} bytes"))),
         Ok(_) => Ok(text),
         Err(error) => Err(failed(error.to_string())),
     }

@@ -1,6 +1,8 @@
 //! Commands with places for inputs, and where the inputs come from.
 
-use std::io::BufRead;
+use std::io::{self, Read};
+
+use super::JOB_BYTES_MAX;
 
 /// Begins the inputs on the command line.
 const SEPARATOR: &str = ":::";
@@ -82,9 +84,13 @@ fn shell_word(word: &str) -> String {
 /// The inputs in a text, a line each.
 ///
 /// # Errors
-/// If it cannot be read or is no text.
-pub(super) fn lines(text: impl BufRead) -> std::io::Result<Vec<String>> {
-    text.lines().map(|line| line.map(|line| line.strip_suffix('\r').map(str::to_owned).unwrap_or(line))).collect()
+/// If it cannot be read, is no text, or is more than the master takes.
+pub(super) fn lines(text: impl Read) -> io::Result<Vec<String>> {
+    let mut whole = String::new();
+    if text.take(JOB_BYTES_MAX + 1).read_to_string(&mut whole)? as u64 > JOB_BYTES_MAX {
+        return Err(io::Error::other(format!("has more than {JOB_BYTES_MAX} bytes: make several jobs of it")));
+    }
+    Ok(whole.lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -124,5 +130,6 @@ mod tests {
         assert_eq!(lines(&b"a\nb c\r\n\nd"[..]).unwrap(), ["a", "b c", "", "d"]);
         assert!(lines(&b""[..]).unwrap().is_empty());
         assert!(lines(&b"\xff\n"[..]).is_err());
+        assert!(lines(io::repeat(b'\n')).unwrap_err().to_string().contains("several jobs"));
     }
 }

@@ -58,27 +58,31 @@ pub(super) struct Watched {
     canceled: bool,
 }
 
-/// Watches a job to its end.
+/// Watches a job to its end. If the job is the user's own, Ctrl-C asks what is to become of it; else it ends the command
+/// as any other.
 ///
 /// # Errors
 /// [`Exit::Interrupted`] if the user leaves it to itself, [`Exit::Unreachable`] if the master stays away.
 pub(super) fn watch(
     client: &MasterClient,
     job: JobId,
-    output: bool,
+    is_own: bool,
     presenters: &mut [Box<dyn Presenter>],
 ) -> Result<Watched, Failure> {
     let (sender, inputs) = sync_channel(INPUTS_MAX);
-    let interrupts = sender.clone();
-    interruptions(move |interruption| interrupts.send(Input::Interrupted(interruption)).is_ok())
-        .context("cannot watch for Ctrl-C")?;
-    stream::follow(client.clone(), job, output, sender.clone()).context("cannot start a thread")?;
+    if is_own {
+        let interrupts = sender.clone();
+        interruptions(move |interruption| interrupts.send(Input::Interrupted(interruption)).is_ok())
+            .context("cannot watch for Ctrl-C")?;
+    }
+    stream::follow(client.clone(), job, sender.clone()).context("cannot start a thread")?;
     let mut watch = Watch { client, job, sender, presenters, out: Printer::new(), view: View::default() };
     let mut leaving = Leaving { can_ask: io::stderr().is_terminal() && terminal().is_ok(), ..Leaving::default() };
     match watch.run(&inputs, &mut leaving) {
         Ok(()) => Ok(Watched { view: watch.view, job, canceled: leaving.canceled }),
         // The reader of standard output has gone: so does the command.
-        Err(failure) if failure.exit == Exit::Done => Err(left(job)),
+        Err(failure) if failure.exit == Exit::Done && is_own => Err(left(job)),
+        Err(failure) if failure.exit == Exit::Unreachable => Err(given_up(job, &failure)),
         Err(failure) => Err(failure),
     }
 }
@@ -114,7 +118,7 @@ impl Watch<'_> {
                 Input::Event(event) => self.event(*event)?,
                 Input::Waiting(why) => self.out.note_once(&format!("waiting for the master: {why}")),
                 Input::Ended(ended) => {
-                    ended.map_err(|failure| self.given_up(failure))?;
+                    ended?;
                     let mut presenters = self.presenters.iter_mut();
                     presenters.try_for_each(|presenter| presenter.end(&mut self.out, &self.view))?;
                     self.out.clear_status();
@@ -159,12 +163,6 @@ impl Watch<'_> {
         }
         Ok(())
     }
-
-    fn given_up(&self, failure: Failure) -> Failure {
-        let job = self.job;
-        let advice = format!("job {job} is not watched any more; \"rpicluster logs {job} -f\" does that");
-        Failure::new(failure.exit, format!("{}\n{advice}", failure.message))
-    }
 }
 
 impl Watched {
@@ -186,6 +184,11 @@ impl Watched {
 fn left(job: JobId) -> Failure {
     let advice = format!("\"rpicluster logs {job} -f\" follows it, \"rpicluster cancel {job} --running\" ends it");
     Failure::new(Exit::Interrupted, format!("job {job} goes on: {advice}"))
+}
+
+fn given_up(job: JobId, failure: &Failure) -> Failure {
+    let advice = format!("job {job} may go on unseen: \"rpicluster logs {job} -f\" shows it again");
+    Failure::new(failure.exit, format!("{failure}\n{advice}"))
 }
 
 /// Standard input may hold the inputs of a map.
