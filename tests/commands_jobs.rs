@@ -185,6 +185,14 @@ fn a_broken_stream_is_taken_up_again_and_nothing_is_shown_twice() {
 }
 
 #[test]
+fn events_that_are_none_end_the_command_and_name_the_job() {
+    let master = master(&["pi-1"], vec![json!({"type": "surprise"})]);
+    let Finished { code, err, .. } = call(&master, &["run", "--on", "all", "--", "cmd"]);
+    assert_eq!(code, Some(69), "{err}");
+    assert!(err.contains("surprise") && err.contains("rpicluster logs 17 -f"), "{err}");
+}
+
+#[test]
 fn a_submission_that_was_not_answered_is_sent_again_under_the_same_key() {
     let times = AtomicUsize::new(0);
     let master = FakeMaster::start(move |_| match times.fetch_add(1, Ordering::SeqCst) {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +56,31 @@ pub(crate) struct MasterUrl(String);
 pub(crate) struct MasterClient {
     agent: Agent,
     url: MasterUrl,
-    token: Option<Hidden>,
+    token: TokenSource,
+}
+
+/// Where the token is.
+#[derive(Clone)]
+enum TokenSource {
+    /// There is none.
+    Nowhere,
+    /// The user named it.
+    Given(Hidden),
+    /// The master makes it anew at each start: it is read for each request.
+    OfThisMachine(PathBuf),
+}
+
+impl TokenSource {
+    /// The token; who may not read it has none.
+    fn token(&self) -> Option<Hidden> {
+        match self {
+            TokenSource::Nowhere => None,
+            TokenSource::Given(token) => Some(token.clone()),
+            TokenSource::OfThisMachine(path) => {
+                fs::read_to_string(path).ok().map(|token| Hidden(token.trim().to_owned()))
+            }
+        }
+    }
 }
 
 /// A complete answer.
@@ -123,20 +147,20 @@ impl MasterClient {
             Some(folder) => folder,
             None => load(args.config.as_deref(), None)?.file.master.state_dir,
         };
+        let given = |token: String| TokenSource::Given(Hidden(token.trim().to_owned()));
         let token = match (std::env::var(TOKEN_VARIABLE), &args.api_token_file) {
-            (Ok(token), _) if !token.is_empty() => Some(token),
-            (_, Some(path)) => Some(read(path)?),
-            // The token of this machine's master goes to nobody else; who may not read it has none.
-            _ if args.url.is_loopback() => fs::read_to_string(local_token_file(&state_dir)).ok(),
-            _ => None,
+            (Ok(token), _) if !token.is_empty() => given(token),
+            (_, Some(path)) => given(read(path)?),
+            // The token of this machine's master goes to nobody else.
+            _ if args.url.is_loopback() => TokenSource::OfThisMachine(local_token_file(&state_dir)),
+            _ => TokenSource::Nowhere,
         };
-        let token = token.map(|token| Hidden(token.trim().to_owned()));
         let mut tls = None;
         if args.url.is_encrypted() {
             let path = args.ca_file.unwrap_or_else(|| ca_file(&state_dir));
             tls = Some(trusting(&path)?);
         }
-        Ok(MasterClient::with(args.url, token, tls))
+        Ok(MasterClient { token, ..MasterClient::with(args.url, None, tls) })
     }
 
     /// A client of the master at `url`, as it is known by somebody who started it.
@@ -150,7 +174,7 @@ impl MasterClient {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(ANSWER_TIMEOUT))
             .build();
-        MasterClient { agent: config.into(), url, token }
+        MasterClient { agent: config.into(), url, token: token.map_or(TokenSource::Nowhere, TokenSource::Given) }
     }
 
     /// The answer to `GET path`, whatever its status.
@@ -242,7 +266,7 @@ impl MasterClient {
 
     fn request(&self, method: &str, path: &str, body: &str) -> Builder {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
-        if let Some(Hidden(token)) = &self.token {
+        if let Some(Hidden(token)) = self.token.token() {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         if !body.is_empty() {
@@ -265,7 +289,7 @@ impl MasterClient {
     }
 
     fn not_allowed(&self) -> Failure {
-        let reason = match self.token {
+        let reason = match self.token.token() {
             None => format!(
                 "there is none here: run this as the user of the master on its machine (perhaps with its --state-dir), or \
                  set {TOKEN_VARIABLE} to one that \"rpicluster api-token create\" made there"
@@ -421,6 +445,18 @@ mod tests {
         let failure = client.get_json("/x").unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.message.ends_with("status 503: full\\u{1b}"), "{failure}");
+    }
+
+    #[test]
+    fn the_token_of_this_machine_is_read_anew_since_a_master_that_starts_makes_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let source = TokenSource::OfThisMachine(path.clone());
+        assert!(source.token().is_none());
+        for text in ["one\n", "other\n"] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(source.token().map(|token| token.0).as_deref(), Some(text.trim()));
+        }
     }
 
     #[test]

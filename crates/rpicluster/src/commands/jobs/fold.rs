@@ -7,7 +7,7 @@ use rpicluster_protocol::{SlaveId, Stream, TaskInfo, TaskState};
 
 use super::held::{Held, Written};
 use super::names;
-use super::outcome::words;
+use super::outcome::{CUT, name, words};
 use super::printer::Printer;
 use super::progress::Progress;
 use super::view::{Change, View};
@@ -42,8 +42,8 @@ impl Fold {
 
 impl Presenter for Fold {
     fn show(&mut self, _out: &mut Printer, _view: &View, change: &Change) -> Result<(), Failure> {
-        if let Change::Output(piece) = change {
-            self.held.push(&piece.output);
+        if let Change::Output(output) = change {
+            self.held.push(output);
         }
         Ok(())
     }
@@ -55,9 +55,11 @@ impl Presenter for Fold {
     fn end(&mut self, out: &mut Printer, view: &View) -> Result<(), Failure> {
         let mut all = Vec::new();
         for task in view.tasks() {
-            // A job is there as soon as it has tasks.
             let written = self.held.take(&self.client, task.task.job, task)?;
             all.push((task, said(task, written)));
+            if task.truncated {
+                out.trouble(&name(task), CUT);
+            }
         }
         for (said, slaves) in groups(all) {
             out.bytes(Stream::Stdout, header(&slaves, said.trouble.as_deref()).as_bytes())?;

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use rpicluster_protocol::{JobEvent, SlaveId, Stream, TaskInfo, TaskState};
+use rpicluster_protocol::{JobEvent, SlaveId, Stream, TaskInfo, TaskOutput, TaskState};
 
 use super::lines::Lines;
-use super::outcome::words;
+use super::outcome::{CUT, words};
 use super::printer::Printer;
-use super::view::{Change, Piece, View};
+use super::view::{Change, View};
 use super::watch::Presenter;
 use crate::exit::Failure;
 
@@ -32,9 +32,9 @@ impl Presenter for Live {
         let index = match change {
             Change::Job => return Ok(()),
             Change::Task(index) => *index,
-            Change::Output(piece) => {
-                self.output(out, view, piece)?;
-                piece.output.key.task.index
+            Change::Output(output) => {
+                self.output(out, view, output)?;
+                output.key.task.index
             }
         };
         match view.task(index) {
@@ -54,17 +54,17 @@ impl Live {
         Live { only_stderr, ..Live::default() }
     }
 
-    fn output(&mut self, out: &mut Printer, view: &View, Piece { output, gap }: &Piece) -> Result<(), Failure> {
+    fn output(&mut self, out: &mut Printer, view: &View, output: &TaskOutput) -> Result<(), Failure> {
         if self.only_stderr && output.stream == Stream::Stdout {
             return Ok(());
         }
         let index = output.key.task.index;
         let place = (index, output.stream);
-        if self.pending.get(&place).is_some_and(|pending| pending.attempt != output.key.attempt) || *gap {
+        if self.pending.get(&place).is_some_and(|pending| pending.attempt != output.key.attempt) || output.gap {
             self.finish(out, view, index, output.stream)?;
         }
         let (name, colour) = self.name(view, index);
-        if *gap {
+        if output.gap {
             out.trouble(&name, "some of its output is missing here");
         }
         let shown_on = self.shown_on(output.stream);
@@ -96,7 +96,7 @@ impl Live {
             out.trouble(&name, &words(task));
         }
         if task.truncated {
-            out.trouble(&name, "not all of its output was kept");
+            out.trouble(&name, CUT);
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Presenter for Json {
                 Some(task) => print(out, &JobEvent::Task(task.clone())),
                 None => Ok(()),
             },
-            Change::Output(piece) => print(out, &JobEvent::Output(piece.output.clone())),
+            Change::Output(output) => print(out, &JobEvent::Output(output.clone())),
         }
     }
 
@@ -162,13 +162,11 @@ pub(super) struct Raw {
 impl Presenter for Raw {
     fn show(&mut self, out: &mut Printer, _view: &View, change: &Change) -> Result<(), Failure> {
         match change {
-            Change::Output(Piece { output, .. }) if output.key.task.index == self.index => {
-                match (self.only_stderr, output.stream) {
-                    (true, Stream::Stdout) => Ok(()),
-                    (true, Stream::Stderr) => out.bytes(Stream::Stdout, &output.data),
-                    (false, stream) => out.bytes(stream, &output.data),
-                }
-            }
+            Change::Output(output) if output.key.task.index == self.index => match (self.only_stderr, output.stream) {
+                (true, Stream::Stdout) => Ok(()),
+                (true, Stream::Stderr) => out.bytes(Stream::Stdout, &output.data),
+                (false, stream) => out.bytes(stream, &output.data),
+            },
             _ => Ok(()),
         }
     }

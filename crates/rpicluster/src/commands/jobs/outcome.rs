@@ -12,6 +12,9 @@ use crate::text::Escaped;
 /// A group of the summary names at most so many tasks.
 const NAMES_MAX: usize = 20;
 
+/// What is said of a task with more output than is kept.
+pub(super) const CUT: &str = "not all of its output was kept";
+
 /// How one task contributes to the program's exit code.
 pub(super) fn exit_of(task: &TaskInfo) -> Exit {
     match task.state {

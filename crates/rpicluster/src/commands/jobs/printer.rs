@@ -58,6 +58,9 @@ impl Printer {
     /// # Errors
     /// If standard output cannot be written.
     pub(super) fn bytes(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.clear_status();
         if self.last != stream {
             self.flush()?;

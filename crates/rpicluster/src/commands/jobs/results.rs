@@ -6,6 +6,7 @@ use std::time::Instant;
 use rpicluster_protocol::{Stream, TaskInfo};
 
 use super::held::Held;
+use super::outcome::{CUT, name};
 use super::printer::Printer;
 use super::progress::Progress;
 use super::view::{Change, View};
@@ -42,7 +43,11 @@ impl Results {
         if let Some(result) = &task.result {
             out.bytes(Stream::Stdout, format!("{result}\n").as_bytes())?;
         }
-        out.bytes(Stream::Stderr, &written.stderr)
+        out.bytes(Stream::Stderr, &written.stderr)?;
+        if task.truncated {
+            out.trouble(&name(task), CUT);
+        }
+        Ok(())
     }
 }
 
@@ -51,12 +56,12 @@ impl Presenter for Results {
         let index = match change {
             Change::Job => return Ok(()),
             Change::Task(index) => *index,
-            Change::Output(piece) => {
-                let index = piece.output.key.task.index;
+            Change::Output(output) => {
+                let index = output.key.task.index;
                 if self.turns.was_shown(index) {
-                    return out.bytes(piece.output.stream, &piece.output.data);
+                    return out.bytes(output.stream, &output.data);
                 }
-                self.held.push(&piece.output);
+                self.held.push(output);
                 index
             }
         };

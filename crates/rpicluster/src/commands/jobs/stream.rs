@@ -36,19 +36,32 @@ pub(super) fn follow(client: MasterClient, job: JobId, inputs: SyncSender<Input>
 }
 
 fn read_to_the_end(client: &MasterClient, path: &str, inputs: &SyncSender<Input>) -> Result<(), Failure> {
-    let mut heard = Instant::now();
+    let mut absent_since = None;
     let mut pause = PAUSE_MIN;
     loop {
         let broken = match client.open(path) {
-            Ok(stream) => match read(BufReader::new(stream), inputs, &mut heard, &mut pause) {
-                Ok(()) => return Ok(()),
-                Err(error) => format!("the stream of events has broken: {error}"),
-            },
-            Err(failure) if failure.exit != Exit::Unreachable || heard.elapsed() > ABSENCE_MAX => return Err(failure),
-            Err(failure) => failure.message,
+            Ok(stream) => {
+                let heard = || {
+                    absent_since = None;
+                    pause = PAUSE_MIN;
+                };
+                match read(BufReader::new(stream), inputs, heard) {
+                    Ok(()) => return Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        let what = format!("what answers there is no master, or a newer one: {error}");
+                        return Err(Failure::new(Exit::Unreachable, what));
+                    }
+                    Err(error) => Failure::new(Exit::Unreachable, format!("the stream of events has broken: {error}")),
+                }
+            }
+            Err(failure) => failure,
         };
+        let since = *absent_since.get_or_insert_with(Instant::now);
+        if broken.exit != Exit::Unreachable || since.elapsed() > ABSENCE_MAX {
+            return Err(broken);
+        }
         // The first attempt to come back is nobody's business.
-        if pause > PAUSE_MIN && inputs.send(Input::Waiting(broken)).is_err() {
+        if pause > PAUSE_MIN && inputs.send(Input::Waiting(broken.message)).is_err() {
             return Ok(());
         }
         thread::sleep(pause);
@@ -57,16 +70,11 @@ fn read_to_the_end(client: &MasterClient, path: &str, inputs: &SyncSender<Input>
 }
 
 /// Passes events on until the job has ended, or nobody listens.
-fn read(
-    mut stream: impl BufRead,
-    inputs: &SyncSender<Input>,
-    heard: &mut Instant,
-    pause: &mut Duration,
-) -> io::Result<()> {
+fn read(mut stream: impl BufRead, inputs: &SyncSender<Input>, mut heard: impl FnMut()) -> io::Result<()> {
     while let Some(data) = next(&mut stream)? {
-        let event: JobEvent = serde_json::from_slice(&data)?;
-        *heard = Instant::now();
-        *pause = PAUSE_MIN;
+        let event: JobEvent =
+            serde_json::from_slice(&data).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        heard();
         let is_last = matches!(&event, JobEvent::Job(job) if job.state != JobState::Active);
         if inputs.send(Input::Event(Box::new(event))).is_err() || is_last {
             return Ok(());

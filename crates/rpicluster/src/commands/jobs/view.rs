@@ -26,17 +26,8 @@ pub(super) enum Change {
     Job,
     /// This task stands otherwise.
     Task(u32),
-    /// A task has written something.
-    Output(Piece),
-}
-
-/// A piece of output that follows the one before.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Piece {
-    /// What was written.
-    pub(super) output: TaskOutput,
-    /// Something before it is missing and will not come.
-    pub(super) gap: bool,
+    /// A task has written something. It follows what came before, unless it says that there is a gap.
+    Output(TaskOutput),
 }
 
 impl View {
@@ -61,7 +52,7 @@ impl View {
         }
     }
 
-    fn output(&mut self, mut output: TaskOutput) -> Option<Piece> {
+    fn output(&mut self, mut output: TaskOutput) -> Option<TaskOutput> {
         let received = self.received.entry((output.key.task.index, output.stream)).or_default();
         if output.key.attempt < received.attempt {
             return None;
@@ -73,13 +64,13 @@ impl View {
         if end <= received.next {
             return None;
         }
-        let gap = output.offset > received.next;
+        output.gap = output.offset > received.next;
         // Less than the piece's length, since its end lies beyond.
         let known = usize::try_from(received.next.saturating_sub(output.offset)).unwrap_or(usize::MAX);
         output.data.drain(..known.min(output.data.len()));
         output.offset = end - output.data.len() as u64;
         received.next = end;
-        Some(Piece { output, gap })
+        Some(output)
     }
 
     /// The job, once the stream has told of it.
@@ -130,7 +121,7 @@ pub(super) mod tests {
 
     fn text(change: Option<Change>) -> Option<(String, bool)> {
         match change {
-            Some(Change::Output(piece)) => Some((String::from_utf8(piece.output.data).unwrap(), piece.gap)),
+            Some(Change::Output(output)) => Some((String::from_utf8(output.data).unwrap(), output.gap)),
             Some(other) => panic!("{other:?}"),
             None => None,
         }
