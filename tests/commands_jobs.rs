@@ -1,14 +1,17 @@
 use std::fs;
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::fake_master::{Asked, FakeMaster, Reply};
-use crate::harness::{Finished, Place, Process, rpicluster, run, wait_until};
+use crate::harness::{Finished, Place, rpicluster, run};
+
+/// Ctrl-C, terminals, and readers that go.
+mod leaving;
+/// `rpicluster map`: where inputs come from, and in which order results are shown.
+mod map;
 
 /// `rpicluster` with these arguments, asking this master.
 fn command(master: &FakeMaster, arguments: &[&str]) -> Command {
@@ -227,260 +230,6 @@ fn targets_that_are_wrong_or_match_nobody_are_told_apart() {
     }
 }
 
-/// A job that runs until it is canceled.
-fn endless() -> FakeMaster {
-    let canceled = Arc::new(AtomicBool::new(false));
-    FakeMaster::start(move |asked| match asked.line.as_str() {
-        "POST /api/v1/jobs/17/cancel" => {
-            canceled.store(true, Ordering::SeqCst);
-            Reply::json(200, &job("active", 1))
-        }
-        _ => answer(asked, &accepted(&["pi-1"]), || {
-            let canceled = Arc::clone(&canceled);
-            let begin = vec![job("active", 1), task(0, "pi-1", "running"), output(0, "stdout", 0, "begun\n")];
-            Reply::EventsThen(
-                begin,
-                Box::new(move |events| {
-                    wait_until("the job is canceled", || canceled.load(Ordering::SeqCst));
-                    events.send(&task(0, "pi-1", "canceled"));
-                    events.send(&job("canceled", 1));
-                    events.wait_for_end();
-                }),
-            )
-        }),
-    })
-}
-
-#[test]
-fn without_a_terminal_ctrl_c_leaves_the_job_to_itself_and_says_how_to_end_it() {
-    for signal in [Signal::INT, Signal::TERM] {
-        let master = endless();
-        let mut process = Process::start("run", command(&master, &["run", "--on", "all", "--", "cmd"]));
-        process.wait_for_line("pi-1: begun");
-        process.signal(signal);
-        let Finished { code, err, .. } = process.wait_for_exit();
-        assert_eq!(code, Some(130), "{err}");
-        assert!(err.contains("rpicluster cancel 17") && err.contains("rpicluster logs 17 -f"), "{err}");
-        assert!(!master.asked().iter().any(|asked| asked.line.contains("cancel")));
-    }
-}
-
-/// Runs `rpicluster` on a terminal of its own, presses these keys once a task has begun, and returns all that is shown.
-fn on_a_terminal(master: &FakeMaster, arguments: &str, keys: &[&str]) -> Finished {
-    let mut command = Command::new("script");
-    let program = env!("CARGO_BIN_EXE_rpicluster");
-    command.args(["--quiet", "--return", "--command", &format!("{program} {arguments}"), "/dev/null"]);
-    command.env("RPICLUSTER_URL", master.url()).env("RPICLUSTER_API_TOKEN", "secret").env("SHELL", "/bin/sh");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let shown: Arc<Mutex<Vec<u8>>> = Arc::default();
-    let reader = {
-        let (shown, mut out) = (Arc::clone(&shown), child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 1024];
-            while let Some(size) = out.read(&mut bytes).ok().filter(|size| *size > 0) {
-                shown.lock().unwrap().extend_from_slice(&bytes[..size]);
-            }
-        })
-    };
-    let text = || String::from_utf8_lossy(&shown.lock().unwrap()).into_owned();
-    wait_until("the task has begun", || text().contains("begun") || text().contains("1 running"));
-    for key in keys {
-        let questions = text().matches("c cancels it").count();
-        stdin.write_all(key.as_bytes()).unwrap();
-        if *key == "\u{3}" {
-            wait_until("it asks or ends", || {
-                text().matches("c cancels it").count() > questions || child.try_wait().unwrap().is_some()
-            });
-        }
-    }
-    wait_until("it ends", || child.try_wait().unwrap().is_some());
-    let code = child.wait().unwrap().code();
-    drop(stdin);
-    reader.join().unwrap();
-    Finished { code, out: text(), err: String::new() }
-}
-
-#[test]
-fn on_a_terminal_ctrl_c_asks_whether_to_leave_or_to_cancel() {
-    let master = endless();
-    let canceled = on_a_terminal(&master, "run --on all -- cmd", &["\u{3}", "c\n"]);
-    assert_eq!(canceled.code, Some(130), "{}", canceled.out);
-    assert!(canceled.out.contains("1 canceled"), "{}", canceled.out);
-    let cancel = master.asked().into_iter().find(|asked| asked.line.contains("cancel")).unwrap();
-    assert_eq!(cancel.json(), json!({"running": true}));
-
-    for keys in [&["\u{3}", "d\n"][..], &["\u{3}", "\u{3}"]] {
-        let master = endless();
-        let left = on_a_terminal(&master, "run --on all -- cmd", keys);
-        assert_eq!(left.code, Some(130), "{keys:?}: {}", left.out);
-        assert!(left.out.contains("job 17 goes on"), "{}", left.out);
-        assert!(left.out.contains("\u{1b}[36mpi-1:\u{1b}[0m begun"), "names are coloured: {:?}", left.out);
-    }
-}
-
-#[test]
-fn whoever_only_follows_a_log_is_not_asked() {
-    let master = endless();
-    let mut process = Process::start("logs", command(&master, &["logs", "17", "-f"]));
-    process.wait_for_line("pi-1: begun");
-    process.signal(Signal::INT);
-    let Finished { code, err, .. } = process.wait_for_exit();
-    assert_eq!((code, err.as_str()), (None, ""), "the signal itself ends it");
-}
-
-#[test]
-fn a_reader_that_goes_leaves_the_job_to_itself() {
-    let lines = "line\n".repeat(4000);
-    let events = (0..200).map(|piece| output(0, "stdout", piece * lines.len() as u64, &lines));
-    let master = master(&["pi-1"], [task(0, "pi-1", "running")].into_iter().chain(events).collect());
-    let mut piped = Command::new("bash");
-    let program = env!("CARGO_BIN_EXE_rpicluster");
-    piped.args(["-c", &format!("{program} run --on all -- cmd | head -1; exit ${{PIPESTATUS[0]}}")]);
-    piped.env("RPICLUSTER_URL", master.url()).env("RPICLUSTER_API_TOKEN", "secret");
-    let Finished { code, out, err } = run(piped);
-    assert_eq!((code, out.as_str()), (Some(130), "pi-1: line\n"), "{err}");
-    assert!(err.contains("job 17 goes on"), "{err}");
-}
-
-#[test]
-fn a_terminal_shows_how_far_a_map_is() {
-    let canceled = on_a_terminal(&endless(), "map --on all -- cmd ::: a", &["\u{3}", "c\n"]);
-    assert!(canceled.out.contains("] 0 % 0/1, 1 running"), "{:?}", canceled.out);
-    assert!(canceled.out.contains("1 canceled") && canceled.code == Some(130), "{:?}", canceled.out);
-}
-
-/// A job whose tasks succeed from the last to the first, each with its input as output.
-fn backwards(inputs: Vec<&'static str>) -> FakeMaster {
-    FakeMaster::start(move |asked| {
-        answer(asked, &accepted(&["pi-1"]), || {
-            let mut events = vec![job("active", inputs.len() as u32)];
-            for (index, input) in inputs.iter().enumerate().rev() {
-                let ended = json!({"input": input, "stdout": input.len() + 1, "exit_code": 0, "duration_ms": 5});
-                events.push(output(index as u32, "stdout", 0, &format!("{input}\n")));
-                events.push(with(task(index as u32, "pi-1", "succeeded"), ended));
-            }
-            events.push(job("succeeded", inputs.len() as u32));
-            Reply::Events(events)
-        })
-    })
-}
-
-#[test]
-fn results_of_a_map_come_as_they_end_or_in_order_and_are_logged() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log.tsv").display().to_string();
-    let arguments = ["map", "--on", "all", "--joblog", &log, "--", "echo", "-n", ":::", "a", "b", "c"];
-    let master = backwards(vec!["a", "b", "c"]);
-    let Finished { code, out, err } = call(&master, &arguments);
-    assert_eq!((code, out.as_str()), (Some(0), "c\nb\na\n"), "{err}");
-    let step = &master.asked()[0].json()["steps"][0];
-    assert_eq!((&step["argv"], &step["inputs"]), (&json!(["echo", "-n", "{}"]), &json!(["a", "b", "c"])));
-    assert_eq!(step.get("wait_ms"), None, "a queue is there for whoever comes");
-    let log = fs::read_to_string(&log).unwrap();
-    let lines: Vec<&str> = log.lines().collect();
-    assert!(lines[0].starts_with("Seq\tHost\tStarttime"), "{log}");
-    assert_eq!(lines[1], "3\tpi-1\t0.000\t0.005\t0\t2\t0\t0\techo -n c");
-
-    let ordered = call(&master, &["map", "--on", "all", "--keep-order", "--", "echo", "{}", ":::", "a", "b", "c"]);
-    assert_eq!((ordered.code, ordered.out.as_str()), (Some(0), "a\nb\nc\n"), "{}", ordered.err);
-}
-
-#[test]
-fn inputs_come_from_a_file_or_from_standard_input() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("inputs");
-    fs::write(&file, "a b\nc\n").unwrap();
-    let file = file.display().to_string();
-    let master = backwards(vec!["a b", "c"]);
-    let from_file = call(&master, &["map", "--on", "all", "-a", &file, "--", "echo"]);
-    assert_eq!(from_file.code, Some(0), "{}", from_file.err);
-    let mut piped = Command::new("sh");
-    let program = env!("CARGO_BIN_EXE_rpicluster");
-    piped.args(["-c", &format!("{program} map --on all -- echo <{file}")]);
-    piped.env("RPICLUSTER_URL", master.url()).env("RPICLUSTER_API_TOKEN", "secret");
-    assert_eq!(run(piped).code, Some(0));
-    let submitted = master.asked().into_iter().filter(|asked| asked.line.starts_with("POST"));
-    let inputs: Vec<Value> = submitted.map(|asked| asked.json()["steps"][0]["inputs"].clone()).collect();
-    assert_eq!(inputs, [json!(["a b", "c"]), json!(["a b", "c"])]);
-}
-
-#[test]
-fn an_empty_list_of_inputs_is_nothing_to_do() {
-    let master = backwards(Vec::new());
-    for arguments in
-        [&["map", "--on", "all", "--", "echo", ":::"][..], &["map", "--on", "all", "-a", "/dev/null", "--", "echo"]]
-    {
-        let Finished { code, out, err } = call(&master, arguments);
-        assert_eq!((code, out.as_str()), (Some(0), ""), "{err}");
-        assert!(err.contains("nothing to do"), "{err}");
-    }
-    assert!(master.asked().is_empty());
-    for arguments in [
-        &["map", "--on", "all", "-a", "/dev/null", "--", "echo", ":::", "a"][..],
-        &["map", "--on", "all", "--", ":::", "a"],
-        &["map", "--on", "all", "--", "echo", ":::", "a", ":::", "b"],
-    ] {
-        assert_eq!(call(&master, arguments).code, Some(2), "{arguments:?}");
-    }
-}
-
-#[test]
-fn a_hundred_thousand_inputs_are_mapped() {
-    const INPUTS: usize = 100_000;
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("inputs");
-    fs::write(&file, (0..INPUTS).map(|n| format!("input {n}\n")).collect::<String>()).unwrap();
-    let log = folder.path().join("log.tsv").display().to_string();
-    let master = FakeMaster::start(|asked| {
-        answer(asked, &accepted(&["pi-1"]), || {
-            let ended = |n| match n {
-                777 => with(task(n, "pi-1", "failed"), json!({"input": "input 777", "exit_code": 5})),
-                n => task(n, "pi-1", "succeeded"),
-            };
-            let events = (0..INPUTS as u32).map(ended);
-            Reply::Events(events.chain([job("failed", INPUTS as u32)]).collect())
-        })
-    });
-    let arguments = ["map", "--on", "all", "-a", &file.display().to_string(), "--joblog", &log, "--", "true"];
-    let Finished { code, out, err } = call(&master, &arguments);
-    assert_eq!((code, out.as_str()), (Some(5), ""), "{err}");
-    assert!(err.contains("100000 tasks: 99999 ok, 1 failed") && err.contains("17.777 \"input 777\" on pi-1"), "{err}");
-    assert_eq!(master.asked()[0].json()["steps"][0]["inputs"].as_array().unwrap().len(), INPUTS);
-    assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), INPUTS + 1);
-}
-
-#[test]
-fn what_has_not_succeeded_is_continued() {
-    let accepted = accepted(&["pi-1"]);
-    let master = FakeMaster::start(move |asked| match asked.line.as_str() {
-        "GET /api/v1/jobs/17" => Reply::json(200, &job("failed", 4)),
-        "GET /api/v1/jobs/18" => Reply::json(200, &job("active", 4)),
-        "GET /api/v1/jobs/17/tasks?from=0&limit=1000" => Reply::json(
-            200,
-            &json!({"next": 2, "tasks": [
-                with(task(0, "pi-1", "succeeded"), json!({"input": "a"})),
-                with(task(1, "pi-1", "failed"), json!({"input": "b"})),
-            ]}),
-        ),
-        "GET /api/v1/jobs/17/tasks?from=2&limit=1000" => Reply::json(
-            200,
-            &json!({"tasks": [
-                with(task(2, "pi-1", "lost"), json!({"input": "c"})),
-                with(task(3, "pi-1", "succeeded"), json!({"input": "d"})),
-            ]}),
-        ),
-        _ => answer(asked, &accepted, || Reply::Events(vec![])),
-    });
-    let continued = call(&master, &["map", "--on", "all", "--continue", "17", "--detach", "--", "echo"]);
-    assert_eq!((continued.code, continued.out.as_str()), (Some(0), "17\n"), "{}", continued.err);
-    assert_eq!(master.asked().last().unwrap().json()["steps"][0]["inputs"], json!(["b", "c"]));
-    let active = call(&master, &["map", "--on", "all", "--continue", "18", "--", "echo"]);
-    assert_eq!(active.code, Some(1));
-    assert!(active.err.contains("has not ended"), "{}", active.err);
-}
-
 #[test]
 fn a_job_in_a_file_is_submitted_and_mistakes_in_it_are_named_with_their_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -541,6 +290,7 @@ fn logs_are_shown_as_they_were_written_and_followed() {
     assert_eq!(stderr.out, "pi-2: oh!\n");
     let one = call(&master, &["logs", "17", "--task", "1"]);
     assert_eq!((one.out.as_str(), one.err.as_str()), ("c\u{fffd}\n", "oh!\n"));
+    assert_eq!(call(&master, &["logs", "17.1"]).out, one.out, "a task's number is enough");
     let followed = call(&master, &["logs", "17", "-f"]);
     assert_eq!((followed.code, followed.out.as_str()), (Some(0), "pi-2: c\n"), "{}", followed.err);
     let unknown = call(&master, &["logs", "18"]);

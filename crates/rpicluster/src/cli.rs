@@ -66,7 +66,7 @@ pub(crate) enum Command {
     Slave(SlaveArgs),
     /// Show a whole cluster on this machine: a master and some slaves
     Demo(DemoArgs),
-    /// List the slaves, or show one; add and remove them
+    /// List the slaves, or show one; add, label, drain and remove them
     Slaves(SlavesArgs),
     /// Run a command on every slave that matches, and see what it says
     Run(RunArgs),
@@ -227,6 +227,7 @@ pub(crate) struct CheckConfigArgs {
 
 /// Where the master is and what opens it, for the commands that ask it.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Where the master is")]
 pub(crate) struct UrlArgs {
     /// The master's HTTP address
     #[arg(long, global = true, env = "RPICLUSTER_URL", default_value_t)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use rpicluster_protocol::{JobId, Share};
+use rpicluster_protocol::{JobId, Share, TaskId, TaskIdError};
 
 use super::UrlArgs;
 use super::admin::pair;
@@ -172,8 +172,9 @@ pub(crate) struct JobsArgs {
 /// `rpicluster logs`
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
-    /// Of which job
-    pub(crate) job: JobId,
+    /// Of which job, as in 17, or of which task, as in 17.3
+    #[arg(value_name = "JOB", value_parser = job_or_task)]
+    pub(crate) job: (JobId, Option<u32>),
     /// Only of this task, counted from 0, and byte for byte
     #[arg(long, value_name = "N")]
     pub(crate) task: Option<u32>,
@@ -225,4 +226,11 @@ fn wait(text: &str) -> Result<Wait, String> {
         "forever" => Ok(Wait::Forever),
         text => humantime::parse_duration(text).map(Wait::For).map_err(|error| error.to_string()),
     }
+}
+
+fn job_or_task(text: &str) -> Result<(JobId, Option<u32>), TaskIdError> {
+    if text.contains('.') {
+        return text.parse::<TaskId>().map(|task| (task.job, Some(task.index)));
+    }
+    text.parse().map(|job| (job, None))
 }

@@ -199,7 +199,7 @@ fn details(info: &JobInfo, trouble: &[TaskInfo], now: Timestamp) -> String {
     if !trouble.is_empty() {
         let row = |task: &TaskInfo| {
             let reason = task.reason.clone().unwrap_or_default();
-            [task.task.index.to_string(), task.state.to_string(), words(task), name(task), reason]
+            [task.task.to_string(), task.state.to_string(), words(task), name(task), reason]
         };
         let rows: Vec<_> = trouble.iter().map(row).collect();
         text.push_str("\n\n");
@@ -256,7 +256,7 @@ mod tests {
         let text = details(&job(), &[failed], Timestamp::from_unix_ms(1_700_000_120_000));
         assert!(text.contains("tasks      3 succeeded, 1 failed, 1 expired of 5"), "{text}");
         assert!(text.contains("step       uname -a on all (5 tasks)"), "{text}");
-        assert!(text.contains("4     failed  exit 3  pi-5"), "{text}");
+        assert!(text.contains("17.4  failed  exit 3  pi-5"), "{text}");
         assert!(!text.contains("ended"), "{text}");
     }
 }

@@ -23,20 +23,21 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// If no master answers, or it knows no such job or task.
 pub(in crate::commands) fn logs(args: LogsArgs) -> Result<(), Failure> {
     let client = MasterClient::new(args.master)?;
-    let presenter: Box<dyn Presenter> = match args.task {
+    let (job, task) = args.job;
+    let task = task.or(args.task);
+    let presenter: Box<dyn Presenter> = match task {
         Some(index) => Box::new(Raw { index, only_stderr: args.stderr }),
         None => Box::new(Live::new(args.stderr)),
     };
     if args.follow {
-        return watch(&client, args.job, false, &mut [presenter]).map(|_| ());
+        return watch(&client, job, false, &mut [presenter]).map(|_| ());
     }
     let mut stored = Stored { client: &client, presenter, out: Printer::new(), view: View::default() };
-    match args.task {
-        Some(index) => stored.print(task_info(&client, args.job, index)?)?,
+    match task {
+        Some(index) => stored.print(task_info(&client, job, index)?)?,
         None => {
-            let job = job_info(&client, args.job)?;
-            stored.event(JobEvent::Job(job))?;
-            each_task(&client, args.job, None, |task| stored.print(task).map(|()| true))?;
+            stored.event(JobEvent::Job(job_info(&client, job)?))?;
+            each_task(&client, job, None, |task| stored.print(task).map(|()| true))?;
         }
     }
     stored.presenter.end(&mut stored.out, &stored.view)?;
