@@ -53,7 +53,12 @@ fn on_a_terminal(master: &FakeMaster, environment: &str, arguments: &str, keys: 
     let mut command = Command::new("script");
     let program = env!("CARGO_BIN_EXE_rpicluster");
     command.args(["--quiet", "--return", "--command", &format!("{environment} {program} {arguments}"), "/dev/null"]);
-    command.env("RPICLUSTER_URL", master.url()).env("RPICLUSTER_API_TOKEN", "secret").env("SHELL", "/bin/sh");
+    command
+        .env("RPICLUSTER_URL", master.url())
+        .env("RPICLUSTER_API_TOKEN", "secret")
+        .env("SHELL", "/bin/sh")
+        .env("TERM", "linux")
+        .env("TERM", "linux");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();

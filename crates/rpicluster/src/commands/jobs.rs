@@ -33,5 +33,3 @@ pub(super) use submit::submit;
 
 /// Where the master keeps the jobs.
 const JOBS_PATH: &str = "/api/v1/jobs";
-/// The master takes no larger job. Files and devices are read no further.
-const JOB_BYTES_MAX: u64 = 64 * 1024 * 1024;

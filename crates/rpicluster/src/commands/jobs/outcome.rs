@@ -108,11 +108,11 @@ fn who(tasks: &[&TaskInfo]) -> String {
     let (with_input, without): (Vec<&TaskInfo>, Vec<&TaskInfo>) =
         tasks.iter().copied().partition(|task| task.input.is_some() || task.slave.is_none());
     let mut names: Vec<String> = fold(without.iter().filter_map(|task| task.slave.as_ref()));
-    names.extend(with_input.iter().take(NAMES_MAX + 1).map(|task| name(task)));
-    let hidden = names.len().saturating_sub(NAMES_MAX).max(with_input.len().saturating_sub(NAMES_MAX));
+    let all = names.len() + with_input.len();
+    names.extend(with_input.iter().take(NAMES_MAX).map(|task| name(task)));
     names.truncate(NAMES_MAX);
-    if hidden > 0 {
-        names.push(format!("and {hidden} more"));
+    if all > names.len() {
+        names.push(format!("and {} more", all - names.len()));
     }
     names.join(", ")
 }

@@ -7,7 +7,7 @@ use rpicluster_protocol::Stream;
 
 use crate::exit::Failure;
 use crate::output::output_failure;
-use crate::screen::no_colour_wanted;
+use crate::screen::{is_dumb, no_colour_wanted};
 use crate::text::Escaped;
 
 /// The line is drawn anew at most so often.
@@ -26,6 +26,7 @@ pub(super) struct Printer {
     out_on_terminal: bool,
     err_on_terminal: bool,
     colours_wanted: bool,
+    status_wanted: bool,
     last: Stream,
     status: Status,
     noted: bool,
@@ -47,6 +48,7 @@ impl Printer {
             out_on_terminal: io::stdout().is_terminal(),
             err_on_terminal: io::stderr().is_terminal(),
             colours_wanted: !no_colour_wanted(),
+            status_wanted: io::stderr().is_terminal() && !is_dumb(),
             last: Stream::Stdout,
             status: Status::default(),
             noted: false,
@@ -125,7 +127,7 @@ impl Printer {
     /// Shows how far the job is, if people look on.
     pub(super) fn status(&mut self, text: impl FnOnce() -> String) {
         let is_due = self.status.drawn_at.is_none_or(|at| at.elapsed() >= STATUS_INTERVAL);
-        if !self.err_on_terminal || !is_due {
+        if !self.status_wanted || !is_due {
             return;
         }
         let text = text();

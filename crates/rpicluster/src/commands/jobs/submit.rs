@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::JOB_BYTES_MAX;
+use rpicluster_protocol::limits::JOB_BYTES_MAX;
+
 use super::file::parse;
 use super::run::live;
 use super::submission::{Then, follow, plan, submit as hand_over};

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::JOB_BYTES_MAX;
+use rpicluster_protocol::limits::JOB_BYTES_MAX;
 
 /// Begins the inputs on the command line.
 const SEPARATOR: &str = ":::";
