@@ -23,6 +23,9 @@ pub const MESSAGE_BYTES_MAX: usize = 48 * 1024;
 /// The broker's default limit on a whole MQTT packet.
 pub const PACKET_BYTES_MAX: usize = 64 * 1024;
 
+/// An encoded [`crate::JobRequest`], over HTTP: 100,000 inputs of 600 bytes.
+pub const JOB_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// The longest piece of a peer's bytes that an error message or a log line repeats.
 pub const QUOTED_BYTES_MAX: usize = 120;
 
@@ -69,9 +72,6 @@ pub const OUTPUT_CHUNK_BYTES_MAX: usize = 24 * 1024;
 
 /// Output that is kept of each stream of a task unless the job says otherwise.
 pub const OUTPUT_LIMIT: u64 = 10 * 1024 * 1024;
-
-/// An encoded [`crate::JobRequest`], over HTTP: 100,000 inputs of 600 bytes.
-pub const JOB_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// First and longest wait before something of a task that was not acknowledged is said again; it doubles in between.
 pub const RESEND_MIN: Duration = Duration::from_secs(5);
