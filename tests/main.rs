@@ -11,6 +11,8 @@ mod harness;
 mod access;
 /// The command line: exit codes, messages, output for scripts, configuration.
 mod cli;
+/// The commands that give work, against a master that says what the test wants: what they print, and how they end.
+mod commands_jobs;
 /// `rpicluster demo`: its summary, and that nothing of it is left running.
 mod demo;
 /// What is no message, and who floods: answered, counted, and nobody else's problem.

@@ -23,6 +23,9 @@ pub const MESSAGE_BYTES_MAX: usize = 48 * 1024;
 /// The broker's default limit on a whole MQTT packet.
 pub const PACKET_BYTES_MAX: usize = 64 * 1024;
 
+/// An encoded [`crate::JobRequest`], over HTTP: 100,000 inputs of 600 bytes.
+pub const JOB_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// The longest piece of a peer's bytes that an error message or a log line repeats.
 pub const QUOTED_BYTES_MAX: usize = 120;
 

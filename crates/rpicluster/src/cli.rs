@@ -1,6 +1,7 @@
 //! The command line.
 
 mod admin;
+mod jobs;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,9 @@ pub(crate) use admin::{
     AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs, SlavesCommand, TokenArgs,
     TokenCommand,
 };
+pub(crate) use jobs::{
+    ActionArgs, CancelArgs, JobsArgs, LogsArgs, MapArgs, ProcessArgs, RetryArgs, RunArgs, SubmitArgs, Wait, WorkArgs,
+};
 
 /// Most slaves of a demo: each is a process of its own on this machine.
 const DEMO_SLAVES_MAX: i64 = 200;
@@ -34,6 +38,9 @@ Examples:
   rpicluster slave --master head.local        and from then on
   rpicluster slaves --watch                   who is there, and how they fare
   rpicluster slaves pi-7 --json               one slave, for scripts
+  rpicluster run --on all -- uname -a         a command on every slave
+  rpicluster map --on all -- factor ::: 7 8 9 a queue that the slaves share
+  rpicluster submit job.toml                  a job of several steps; jobs, logs and cancel look after it
   RPICLUSTER__LOG__LEVEL=debug rpicluster master
                                               any setting from the environment
 
@@ -59,8 +66,30 @@ pub(crate) enum Command {
     Slave(SlaveArgs),
     /// Show a whole cluster on this machine: a master and some slaves
     Demo(DemoArgs),
-    /// List the slaves, or show one; add and remove them
+    /// List the slaves, or show one; add, label, drain and remove them
     Slaves(SlavesArgs),
+    /// Run a command on every slave that matches, and see what it says
+    Run(RunArgs),
+    /// Run a command once for each input, shared out among the slaves that match
+    Map(MapArgs),
+    /// Submit a job of several steps from a file
+    Submit(SubmitArgs),
+    /// List the jobs, or show one
+    Jobs(JobsArgs),
+    /// Show what the tasks of a job have written
+    Logs(LogsArgs),
+    /// Cancel a job
+    Cancel(CancelArgs),
+    /// Try again what has not succeeded in a job
+    Retry(RetryArgs),
+    /// Let slaves answer
+    Ping(ActionArgs),
+    /// Boot slaves anew, and wait until they are back
+    Reboot(ActionArgs),
+    /// Power slaves off
+    Shutdown(ActionArgs),
+    /// Update and upgrade the packages of slaves
+    OsUpgrade(ActionArgs),
     /// Make, list and revoke the tokens with which slaves join
     Token(TokenArgs),
     /// Add, list and remove accounts for programs and people that are no slaves
@@ -197,22 +226,23 @@ pub(crate) struct CheckConfigArgs {
 }
 
 /// Where the master is and what opens it, for the commands that ask it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Where the master is")]
 pub(crate) struct UrlArgs {
     /// The master's HTTP address
-    #[arg(long, env = "RPICLUSTER_URL", default_value_t)]
+    #[arg(long, global = true, env = "RPICLUSTER_URL", default_value_t)]
     pub(crate) url: MasterUrl,
     /// Read the API's token from this file, instead of the master's own on this machine (or set RPICLUSTER_API_TOKEN)
-    #[arg(long, env = "RPICLUSTER_API_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "RPICLUSTER_API_TOKEN_FILE", value_name = "FILE")]
     pub(crate) api_token_file: Option<PathBuf>,
     /// Trust the certificates in this file for https, instead of the master's on this machine
-    #[arg(long, env = "RPICLUSTER_CA_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "RPICLUSTER_CA_FILE", value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
     /// The state folder of whom is asked, if it runs on this machine; by default the configured one
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     /// Use this rpicluster.toml to find that folder
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -239,6 +269,14 @@ mod tests {
     }
 
     #[test]
+    fn the_master_is_named_before_or_after_what_is_to_be_done() {
+        for line in ["rpicluster token --url http://pi:1 list", "rpicluster token list --url http://pi:1"] {
+            let Command::Token(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else { panic!("{line}") };
+            assert_eq!(args.master.url.to_string(), "http://pi:1", "{line}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_a_usage_error() {
         for line in [
             "rpicluster",
@@ -256,6 +294,14 @@ mod tests {
             "rpicluster token create --uses 0",
             "rpicluster token create --ttl soon",
             "rpicluster account add x --role king",
+            "rpicluster run --on all uname",
+            "rpicluster run -- uname",
+            "rpicluster run --on all --wait long -- uname",
+            "rpicluster run --on all --batch 0 -- uname",
+            "rpicluster run --on all --fold --json -- uname",
+            "rpicluster map --on all --continue x -- uname",
+            "rpicluster jobs -1",
+            "rpicluster slaves label pi-1",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");

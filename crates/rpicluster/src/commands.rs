@@ -5,6 +5,7 @@ mod api_token;
 mod check_config;
 mod demo;
 mod health;
+mod jobs;
 mod master;
 mod slave;
 mod slaves;
@@ -12,6 +13,7 @@ mod token;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use rpicluster_protocol::Action;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Failure;
@@ -27,6 +29,17 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Slave(args) => slave::run(args),
         Command::Demo(args) => demo::run(&args),
         Command::Slaves(args) => slaves::run(args),
+        Command::Run(args) => jobs::run(args),
+        Command::Map(args) => jobs::map(args),
+        Command::Submit(args) => jobs::submit(args),
+        Command::Jobs(args) => jobs::jobs(args),
+        Command::Logs(args) => jobs::logs(args),
+        Command::Cancel(args) => jobs::cancel(args),
+        Command::Retry(args) => jobs::retry(args),
+        Command::Ping(args) => jobs::action(Action::Ping, args),
+        Command::Reboot(args) => jobs::action(Action::Reboot, args),
+        Command::Shutdown(args) => jobs::action(Action::Shutdown, args),
+        Command::OsUpgrade(args) => jobs::action(Action::OsUpgrade, args),
         Command::Token(args) => token::run(args),
         Command::Account(args) => account::run(args),
         Command::ApiToken(args) => api_token::run(args),

@@ -1,30 +1,72 @@
 //! The one table of exit codes. Every command ends through it.
 
 use std::fmt;
+use std::num::NonZeroU8;
 use std::process::ExitCode;
 
-/// How the program ends. The numbers are a contract with scripts (69 and 78 are those of sysexits.h).
+/// How the program ends. The numbers are a contract with scripts: 69 and 78 are those of sysexits.h, 124 is that of
+/// `timeout`, 126 and 127 are a shell's for what it could not run, and 130 is its for Ctrl-C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// All went well.
-    Done = 0,
+    Done,
     /// What was asked for did not succeed.
-    Failed = 1,
+    Failed,
     /// The command line is wrong.
-    Usage = 2,
+    Usage,
     /// The master does not answer.
-    Unreachable = 69,
+    Unreachable,
     /// A configuration file or an environment variable is wrong, or a slave has no way in.
-    Configuration = 78,
+    Configuration,
+    /// A task ran longer than it may.
+    TimedOut,
+    /// Nobody knows how far a task came.
+    Lost,
+    /// A slave's policy said no.
+    Rejected,
+    /// A task never ran: no slave matched, or its slave stayed offline.
+    NotRun,
+    /// The user left a job, or ended it.
+    Interrupted,
+    /// A task's own exit code.
+    Task(NonZeroU8),
 }
 
+/// Which code counts when tasks end in several ways.
+const TASK_RULE: &str = "\
+Commands that wait for tasks (run, map, reboot, ...) end with 0 only if all succeeded. Else the largest exit code of a task
+that failed counts (128 + N after signal N); if none failed, the largest of 124 to 127; if all others were canceled, 1.";
+
 impl Exit {
-    /// All codes, in ascending order.
-    pub(crate) const ALL: [Exit; 5] = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::Configuration];
+    /// All codes of the program itself, in ascending order.
+    pub(crate) const ALL: [Exit; 10] = [
+        Exit::Done,
+        Exit::Failed,
+        Exit::Usage,
+        Exit::Unreachable,
+        Exit::Configuration,
+        Exit::TimedOut,
+        Exit::Lost,
+        Exit::Rejected,
+        Exit::NotRun,
+        Exit::Interrupted,
+    ];
 
     /// The number that the shell sees.
     pub(crate) fn code(self) -> u8 {
-        self as u8
+        match self {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 69,
+            Exit::Configuration => 78,
+            Exit::TimedOut => 124,
+            Exit::Lost => 125,
+            Exit::Rejected => 126,
+            Exit::NotRun => 127,
+            Exit::Interrupted => 130,
+            Exit::Task(code) => code.get(),
+        }
     }
 
     /// What the code tells, for the help text.
@@ -37,13 +79,19 @@ impl Exit {
             Exit::Configuration => {
                 "a configuration file or RPICLUSTER__ variable is wrong, or this slave has not joined"
             }
+            Exit::TimedOut => "a task timed out",
+            Exit::Lost => "a task was lost: nobody knows how far it came",
+            Exit::Rejected => "a task was rejected by its slave's policy",
+            Exit::NotRun => "a task never ran: no slave matches, or its slave is offline",
+            Exit::Interrupted => "interrupted: the job was left to itself, or canceled",
+            Exit::Task(_) => "the exit code of a task",
         }
     }
 
     /// The table as it stands at the end of the help text.
     pub(crate) fn table() -> String {
-        let line = |exit: Exit| format!("  {:>2}  {}", exit.code(), exit.meaning());
-        format!("Exit codes:\n{}", Exit::ALL.map(line).join("\n"))
+        let line = |exit: Exit| format!("  {:>3}  {}", exit.code(), exit.meaning());
+        format!("Exit codes:\n{}\n{TASK_RULE}", Exit::ALL.map(line).join("\n"))
     }
 }
 
@@ -87,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_codes_are_the_documented_ones() {
-        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 2, 69, 78]);
+        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 2, 69, 78, 124, 125, 126, 127, 130]);
     }
 
     #[test]

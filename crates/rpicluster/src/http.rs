@@ -1,18 +1,21 @@
 //! The client of the master's HTTP API, with every wait and every size bounded.
 
+use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fmt, fs};
+use std::{fmt, fs, thread};
 
+use anyhow::Context as _;
 use rpicluster_master::{ca_file, local_token_file};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use ureq::Agent;
+use ureq::http::request::Builder;
 use ureq::http::{Request, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, AsSendBody, Timeout};
 
 use crate::cli::UrlArgs;
 use crate::config::load;
@@ -25,6 +28,16 @@ pub(crate) const STATUS_PATH: &str = "/api/v1/status";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The whole list of 10,000 slaves arrives within this, also over a slow network.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A request of the largest size is sent, stored and answered within this.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(120);
+/// A stream on which nothing at all has come for so long is broken: the master sends a comment more often.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How often a submission is sent.
+const SUBMIT_ATTEMPTS: u32 = 6;
+/// How long to wait before a submission is sent again; doubled each time.
+const SUBMIT_PAUSE: Duration = Duration::from_millis(250);
+/// By which the master knows a submission that it has had already.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Ten times the list of 10,000 slaves.
 const ANSWER_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How a master's address is written.
@@ -39,10 +52,35 @@ const PROBLEM_CHARS_MAX: usize = 200;
 pub(crate) struct MasterUrl(String);
 
 /// Asks one master.
+#[derive(Clone)]
 pub(crate) struct MasterClient {
     agent: Agent,
     url: MasterUrl,
-    token: Option<Hidden>,
+    token: TokenSource,
+}
+
+/// Where the token is.
+#[derive(Clone)]
+enum TokenSource {
+    /// There is none.
+    Nowhere,
+    /// The user named it.
+    Given(Hidden),
+    /// The master makes it anew at each start: it is read for each request.
+    OfThisMachine(PathBuf),
+}
+
+impl TokenSource {
+    /// The token; who may not read it has none.
+    fn token(&self) -> Option<Hidden> {
+        match self {
+            TokenSource::Nowhere => None,
+            TokenSource::Given(token) => Some(token.clone()),
+            TokenSource::OfThisMachine(path) => {
+                fs::read_to_string(path).ok().map(|token| Hidden(token.trim().to_owned()))
+            }
+        }
+    }
 }
 
 /// A complete answer.
@@ -109,20 +147,20 @@ impl MasterClient {
             Some(folder) => folder,
             None => load(args.config.as_deref(), None)?.file.master.state_dir,
         };
+        let given = |token: String| TokenSource::Given(Hidden(token.trim().to_owned()));
         let token = match (std::env::var(TOKEN_VARIABLE), &args.api_token_file) {
-            (Ok(token), _) if !token.is_empty() => Some(token),
-            (_, Some(path)) => Some(read(path)?),
-            // The token of this machine's master goes to nobody else; who may not read it has none.
-            _ if args.url.is_loopback() => fs::read_to_string(local_token_file(&state_dir)).ok(),
-            _ => None,
+            (Ok(token), _) if !token.is_empty() => given(token),
+            (_, Some(path)) => given(read(path)?),
+            // The token of this machine's master goes to nobody else.
+            _ if args.url.is_loopback() => TokenSource::OfThisMachine(local_token_file(&state_dir)),
+            _ => TokenSource::Nowhere,
         };
-        let token = token.map(|token| Hidden(token.trim().to_owned()));
         let mut tls = None;
         if args.url.is_encrypted() {
             let path = args.ca_file.unwrap_or_else(|| ca_file(&state_dir));
             tls = Some(trusting(&path)?);
         }
-        Ok(MasterClient::with(args.url, token, tls))
+        Ok(MasterClient { token, ..MasterClient::with(args.url, None, tls) })
     }
 
     /// A client of the master at `url`, as it is known by somebody who started it.
@@ -136,7 +174,7 @@ impl MasterClient {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(ANSWER_TIMEOUT))
             .build();
-        MasterClient { agent: config.into(), url, token }
+        MasterClient { agent: config.into(), url, token: token.map_or(TokenSource::Nowhere, TokenSource::Given) }
     }
 
     /// The answer to `GET path`, whatever its status.
@@ -155,29 +193,103 @@ impl MasterClient {
         let answer = self.ask(method, path, body)?;
         match answer.status {
             200..=299 => Ok(answer.body),
-            401 => Err(self.not_allowed()),
-            _ => Err(Failure::new(Exit::Failed, format!("the master refuses: {}", answer.reason()))),
+            _ => Err(self.refused(&answer, Exit::Failed)),
         }
+    }
+
+    /// Submits something under a random key, so that it may be sent again without being done twice: the JSON text of the
+    /// answer. `waiting` is told why it is sent again.
+    ///
+    /// # Errors
+    /// As [`MasterClient::change`]; [`Exit::Usage`] if the master finds it wrong, [`Exit::NotRun`] if it matches nobody.
+    pub(crate) fn submit(&self, path: &str, body: &str, waiting: impl Fn(&str)) -> Result<String, Failure> {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).context("the system gives no random numbers")?;
+        let key = format!("{:032x}", u128::from_be_bytes(bits));
+        let mut attempt = 1;
+        loop {
+            let request = self.request("POST", path, body).header(IDEMPOTENCY_KEY, &key);
+            let request = self.agent.configure_request(complete(request, body)?);
+            let (retry, failure) = match self.run(request.timeout_global(Some(SUBMIT_TIMEOUT)).build()) {
+                Ok(answer) => match answer.status {
+                    200..=299 => return Ok(answer.body),
+                    400 => return Err(self.refused(&answer, Exit::Usage)),
+                    404 => return Err(self.refused(&answer, Exit::NotRun)),
+                    status => (status == 503, self.refused(&answer, Exit::Failed)),
+                },
+                // Nothing was sent to a master that was never there.
+                Err(error) => (attempt > 1 || !never_connected(&error), self.unreachable(&error)),
+            };
+            if !retry || attempt == SUBMIT_ATTEMPTS {
+                return Err(failure);
+            }
+            waiting(&failure.message);
+            thread::sleep(SUBMIT_PAUSE * 2u32.pow(attempt));
+            attempt += 1;
+        }
+    }
+
+    /// The bytes of `GET path` while they come, for as long as they come.
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`] if the master does not answer, or not now (503); [`Exit::Failed`] if it refuses.
+    pub(crate) fn open(&self, path: &str) -> Result<impl io::Read + Send + 'static, Failure> {
+        let request = self.agent.configure_request(complete(self.request("GET", path, ""), "")?);
+        let request = request.timeout_global(None).timeout_recv_response(Some(ANSWER_TIMEOUT));
+        let request = request.timeout_per_read(Some(SILENCE_MAX)).build();
+        let mut response = self.agent.run(request).map_err(|error| self.unreachable(&error))?;
+        match response.status().as_u16() {
+            200 => Ok(response.into_body().into_reader()),
+            status => {
+                let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
+                let answer = Answer { status, body: body.map_err(|error| self.unreachable(&error))? };
+                Err(self.refused(&answer, if status >= 500 { Exit::Unreachable } else { Exit::Failed }))
+            }
+        }
+    }
+
+    /// The whole of `GET path` as bytes.
+    ///
+    /// # Errors
+    /// As [`MasterClient::open`].
+    pub(crate) fn bytes(&self, path: &str) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        let read = self.open(path)?.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes);
+        read.map(|_| bytes).map_err(|error| self.unreachable(&error))
     }
 
     fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = complete(self.request(method, path, &body), &body)?;
+        self.run(request).map_err(|error| self.unreachable(&error))
+    }
+
+    fn request(&self, method: &str, path: &str, body: &str) -> Builder {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
-        if let Some(Hidden(token)) = &self.token {
+        if let Some(Hidden(token)) = self.token.token() {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        if body.is_some() {
+        if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let request = request.body(body).map_err(|error| Failure::new(Exit::Usage, format!("{path}: {error}")))?;
-        let mut response = self.agent.run(request).map_err(|error| self.unreachable(&error))?;
-        let status = response.status().as_u16();
-        let read = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
-        Ok(Answer { status, body: read.map_err(|error| self.unreachable(&error))? })
+        request
+    }
+
+    fn run(&self, request: Request<impl AsSendBody>) -> Result<Answer, ureq::Error> {
+        let mut response = self.agent.run(request)?;
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string()?;
+        Ok(Answer { status: response.status().as_u16(), body })
+    }
+
+    fn refused(&self, answer: &Answer, exit: Exit) -> Failure {
+        match answer.status {
+            401 => self.not_allowed(),
+            _ => Failure::new(exit, format!("the master refuses: {}", answer.reason())),
+        }
     }
 
     fn not_allowed(&self) -> Failure {
-        let reason = match self.token {
+        let reason = match self.token.token() {
             None => format!(
                 "there is none here: run this as the user of the master on its machine (perhaps with its --state-dir), or \
                  set {TOKEN_VARIABLE} to one that \"rpicluster api-token create\" made there"
@@ -216,6 +328,22 @@ impl MasterClient {
         let url = &self.url;
         let advice = "start it with \"rpicluster master\", or name it with --url or RPICLUSTER_URL";
         Failure::new(Exit::Unreachable, Escaped(format!("no master answers at {url} ({cause}): {advice}")).to_string())
+    }
+}
+
+fn complete(request: Builder, body: &str) -> Result<Request<&[u8]>, Failure> {
+    request.body(body.as_bytes()).map_err(|error| Failure::new(Exit::Usage, error.to_string()))
+}
+
+/// Whether no byte can have reached the master.
+fn never_connected(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Io(error) => matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+        ),
+        ureq::Error::Timeout(timeout) => matches!(timeout, Timeout::Resolve | Timeout::Connect),
+        error => matches!(error, ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Tls(_)),
     }
 }
 
@@ -263,7 +391,7 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::io::Write;
     use std::net::TcpListener;
 
     /// A server that gives one answer; its URL.
@@ -317,6 +445,18 @@ mod tests {
         let failure = client.get_json("/x").unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.message.ends_with("status 503: full\\u{1b}"), "{failure}");
+    }
+
+    #[test]
+    fn the_token_of_this_machine_is_read_anew_since_a_master_that_starts_makes_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let source = TokenSource::OfThisMachine(path.clone());
+        assert!(source.token().is_none());
+        for text in ["one\n", "other\n"] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(source.token().map(|token| token.0).as_deref(), Some(text.trim()));
+        }
     }
 
     #[test]

@@ -14,8 +14,7 @@ pub(crate) struct Screen {
 impl Screen {
     /// Standard output, redrawn in place if it is a terminal that can.
     pub(crate) fn stdout() -> Screen {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Screen { in_place: io::stdout().is_terminal() && !dumb, last: String::new() }
+        Screen { in_place: io::stdout().is_terminal() && !is_dumb(), last: String::new() }
     }
 
     /// Whether a new picture replaces the one before.
@@ -43,6 +42,11 @@ impl Screen {
         out.write_all(frame(picture, rows()).as_bytes())?;
         out.flush()
     }
+}
+
+/// Whether the terminal, if there is one, cannot draw over what it shows.
+pub(crate) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 /// Whether the user wants no colours (<https://no-color.org>).

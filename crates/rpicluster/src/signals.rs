@@ -18,9 +18,11 @@ pub(crate) fn shutdown(stop_on_stdin_close: bool) -> io::Result<impl Future<Outp
     let stdin = if stop_on_stdin_close { Some(stdin_closed()?) } else { None };
     Ok(async move {
         match stdin {
-            None => signals.next().await,
+            None => {
+                signals.next().await;
+            }
             Some(stdin) => tokio::select! {
-                () = signals.next() => {}
+                _ = signals.next() => {}
                 _ = stdin => {}
             },
         }
@@ -30,6 +32,30 @@ pub(crate) fn shutdown(stop_on_stdin_close: bool) -> io::Result<impl Future<Outp
             std::process::exit(i32::from(Exit::Failed.code()));
         });
     })
+}
+
+/// What tells a command that waits to stop waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interruption {
+    /// Ctrl-C, SIGINT.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+/// Tells `heard` of each interruption from now on, in a thread of its own, until it returns false.
+///
+/// # Errors
+/// If the signals cannot be watched.
+pub(crate) fn interruptions(heard: impl Fn(Interruption) -> bool + Send + 'static) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let guard = runtime.enter();
+    let mut signals = Signals::new()?;
+    drop(guard);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async { while heard(signals.next().await) {} });
+    })?;
+    Ok(())
 }
 
 struct Signals {
@@ -42,10 +68,10 @@ impl Signals {
         Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Interruption {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Interruption::Terminate,
+            _ = self.interrupt.recv() => Interruption::Interrupt,
         }
     }
 }

@@ -147,7 +147,7 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 /// The time from `since` to `now`; a clock that runs behind the master's shows 0.
-fn elapsed(since: Timestamp, now: Timestamp) -> String {
+pub(crate) fn elapsed(since: Timestamp, now: Timestamp) -> String {
     seconds(now.unix_ms().saturating_sub(since.unix_ms()) / 1000)
 }
 

@@ -18,15 +18,35 @@ pub(crate) enum SlavesCommand {
         ids: Vec<SlaveId>,
         #[command(flatten)]
         enrolment: EnrolmentArgs,
-        #[command(flatten)]
-        master: UrlArgs,
     },
     /// Remove a slave for good: its sessions end at once, its secret opens nothing any more
     Remove {
         /// Which one
         id: SlaveId,
-        #[command(flatten)]
-        master: UrlArgs,
+    },
+    /// Let a slave begin no more tasks, as before work on it
+    Drain {
+        /// Which one
+        id: SlaveId,
+        /// For people: shown in the list
+        #[arg(long)]
+        reason: Option<String>,
+        /// Cancel what still runs after this time, as in 10m; without it, it may run to its end
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        deadline: Option<Duration>,
+    },
+    /// Let a drained slave take tasks again
+    Undrain {
+        /// Which one
+        id: SlaveId,
+    },
+    /// Set labels of a slave, or take them away, for targets as in --on role=worker
+    Label {
+        /// Which one
+        id: SlaveId,
+        /// NAME=VALUE sets a label, NAME= takes it away
+        #[arg(required = true, value_name = "NAME=VALUE", value_parser = label_change)]
+        labels: Vec<(String, Option<String>)>,
     },
 }
 
@@ -34,7 +54,7 @@ pub(crate) enum SlavesCommand {
 #[derive(Debug, Args)]
 pub(crate) struct EnrolmentArgs {
     /// Give the slave this label; may be repeated
-    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = pair)]
     pub(crate) labels: Vec<(String, String)>,
     /// Take the place of a slave with the same id, whose secret is worthless then
     #[arg(long)]
@@ -46,6 +66,8 @@ pub(crate) struct EnrolmentArgs {
 pub(crate) struct TokenArgs {
     #[command(subcommand)]
     pub(crate) command: TokenCommand,
+    #[command(flatten)]
+    pub(crate) master: UrlArgs,
 }
 
 /// `rpicluster token …`
@@ -67,23 +89,17 @@ pub(crate) enum TokenCommand {
         /// Print what the master's API answers
         #[arg(long)]
         json: bool,
-        #[command(flatten)]
-        master: UrlArgs,
     },
     /// List the tokens that can still be used
     List {
         /// Print what the master's API answers
         #[arg(long)]
         json: bool,
-        #[command(flatten)]
-        master: UrlArgs,
     },
     /// Make a token useless; slaves that have joined with it stay
     Revoke {
         /// Its id, from the list
         id: String,
-        #[command(flatten)]
-        master: UrlArgs,
     },
 }
 
@@ -92,6 +108,8 @@ pub(crate) enum TokenCommand {
 pub(crate) struct AccountArgs {
     #[command(subcommand)]
     pub(crate) command: AccountCommand,
+    #[command(flatten)]
+    pub(crate) master: UrlArgs,
 }
 
 /// `rpicluster account …`
@@ -113,23 +131,17 @@ pub(crate) enum AccountCommand {
         /// Read the password from this file, - for standard input
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
-        #[command(flatten)]
-        master: UrlArgs,
     },
     /// List the accounts
     List {
         /// Print what the master's API answers
         #[arg(long)]
         json: bool,
-        #[command(flatten)]
-        master: UrlArgs,
     },
     /// Remove an account: its sessions end at once
     Remove {
         /// Its name
         name: String,
-        #[command(flatten)]
-        master: UrlArgs,
     },
 }
 
@@ -149,6 +161,8 @@ pub(crate) enum AccountRole {
 pub(crate) struct ApiTokenArgs {
     #[command(subcommand)]
     pub(crate) command: ApiTokenCommand,
+    #[command(flatten)]
+    pub(crate) master: UrlArgs,
 }
 
 /// `rpicluster api-token …`
@@ -158,27 +172,28 @@ pub(crate) enum ApiTokenCommand {
     Create {
         /// What it is for, a name to find it by
         name: String,
-        #[command(flatten)]
-        master: UrlArgs,
     },
     /// List the names of the tokens
     List {
         /// Print what the master's API answers
         #[arg(long)]
         json: bool,
-        #[command(flatten)]
-        master: UrlArgs,
     },
     /// Make a token useless
     Revoke {
         /// Its name
         name: String,
-        #[command(flatten)]
-        master: UrlArgs,
     },
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+/// `NAME=VALUE`
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// `NAME=VALUE`, or `NAME=` for one that goes.
+fn label_change(text: &str) -> Result<(String, Option<String>), String> {
+    let (name, value) = pair(text)?;
+    Ok((name, Some(value).filter(|value| !value.is_empty())))
 }

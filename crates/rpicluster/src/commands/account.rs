@@ -31,8 +31,9 @@ struct AccountPage {
 /// # Errors
 /// If no master answers, or it refuses.
 pub(crate) fn run(args: AccountArgs) -> Result<(), Failure> {
+    let client = MasterClient::new(args.master)?;
     match args.command {
-        AccountCommand::Add { name, role, publish, subscribe, password_file, master } => {
+        AccountCommand::Add { name, role, publish, subscribe, password_file } => {
             let role = match role {
                 AccountRole::Observer => "observer",
                 AccountRole::HomeAssistant => "home-assistant",
@@ -45,17 +46,16 @@ pub(crate) fn run(args: AccountArgs) -> Result<(), Failure> {
             let body = json!({
                 "name": name, "role": role, "password": password, "publish": publish, "subscribe": subscribe,
             });
-            MasterClient::new(master)?.change("POST", ACCOUNTS_PATH, Some(&body))?;
+            client.change("POST", ACCOUNTS_PATH, Some(&body))?;
             // Only what is printed nowhere else goes to standard output.
             if made { print_line(&password) } else { Ok(()) }
         }
-        AccountCommand::List { json, master } => {
-            let client = MasterClient::new(master)?;
+        AccountCommand::List { json } => {
             let answer = client.change("GET", ACCOUNTS_PATH, None)?;
             if json { print_line(&answer) } else { print_line(&list(client.parse(&answer)?)) }
         }
-        AccountCommand::Remove { name, master } => {
-            MasterClient::new(master)?.change("DELETE", &format!("{ACCOUNTS_PATH}/{name}"), None)?;
+        AccountCommand::Remove { name } => {
+            client.change("DELETE", &format!("{ACCOUNTS_PATH}/{name}"), None)?;
             print_line(&format!("account {name} is removed"))
         }
     }

@@ -24,19 +24,18 @@ struct ApiTokenPage {
 /// # Errors
 /// If no master answers, or it refuses.
 pub(crate) fn run(args: ApiTokenArgs) -> Result<(), Failure> {
+    let client = MasterClient::new(args.master)?;
     match args.command {
-        ApiTokenCommand::Create { name, master } => {
-            let client = MasterClient::new(master)?;
+        ApiTokenCommand::Create { name } => {
             let answer = client.change("POST", API_TOKENS_PATH, Some(&json!({ "name": name })))?;
             print_line(&client.parse::<ApiTokenPage>(&answer)?.token.unwrap_or_default())
         }
-        ApiTokenCommand::List { json, master } => {
-            let client = MasterClient::new(master)?;
+        ApiTokenCommand::List { json } => {
             let answer = client.change("GET", API_TOKENS_PATH, None)?;
             if json { print_line(&answer) } else { print_line(&list(client.parse(&answer)?)) }
         }
-        ApiTokenCommand::Revoke { name, master } => {
-            MasterClient::new(master)?.change("DELETE", &format!("{API_TOKENS_PATH}/{name}"), None)?;
+        ApiTokenCommand::Revoke { name } => {
+            client.change("DELETE", &format!("{API_TOKENS_PATH}/{name}"), None)?;
             print_line(&format!("API token {name} opens nothing any more"))
         }
     }

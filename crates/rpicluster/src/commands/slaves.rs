@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rpicluster_protocol::{SlaveId, Timestamp};
+use rpicluster_protocol::{DrainRequest, SlaveId, Timestamp};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::cli::{EnrolmentArgs, SlavesArgs, SlavesCommand, UrlArgs};
+use crate::cli::{EnrolmentArgs, SlavesArgs, SlavesCommand};
 use crate::exit::{Exit, Failure};
 use crate::http::MasterClient;
 use crate::output::{output_failure, print_line};
@@ -24,15 +24,10 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`Exit::Unreachable`] if no master answers, [`Exit::Failed`] if it knows no such slave.
 pub(crate) fn run(args: SlavesArgs) -> Result<(), Failure> {
-    match args.command {
-        Some(SlavesCommand::Add { ids, enrolment, master }) => return add(&ids, enrolment, master),
-        Some(SlavesCommand::Remove { id, master }) => {
-            MasterClient::new(master)?.change("DELETE", &format!("{SLAVES_PATH}/{id}"), None)?;
-            return print_line(&format!("slave {id} is removed: its secret opens nothing any more"));
-        }
-        None => {}
-    }
     let client = MasterClient::new(args.master)?;
+    if let Some(command) = args.command {
+        return change(&client, command);
+    }
     let id = args.id.as_ref();
     if args.json {
         return print_line(json(&client, id)?.trim_end());
@@ -41,15 +36,38 @@ pub(crate) fn run(args: SlavesArgs) -> Result<(), Failure> {
     if args.watch { watch(&client, id, first) } else { print_line(&first) }
 }
 
+fn change(client: &MasterClient, command: SlavesCommand) -> Result<(), Failure> {
+    match command {
+        SlavesCommand::Add { ids, enrolment } => add(client, &ids, enrolment),
+        SlavesCommand::Remove { id } => {
+            client.change("DELETE", &format!("{SLAVES_PATH}/{id}"), None)?;
+            print_line(&format!("slave {id} is removed: its secret opens nothing any more"))
+        }
+        SlavesCommand::Drain { id, reason, deadline } => {
+            let request = DrainRequest { reason, deadline_ms: deadline.map(milliseconds) };
+            client.change("POST", &format!("{SLAVES_PATH}/{id}/drain"), Some(&json!(request)))?;
+            print_line(&format!("slave {id} drains: it begins nothing more until \"rpicluster slaves undrain {id}\""))
+        }
+        SlavesCommand::Undrain { id } => {
+            client.change("DELETE", &format!("{SLAVES_PATH}/{id}/drain"), None)?;
+            print_line(&format!("slave {id} takes tasks again"))
+        }
+        SlavesCommand::Label { id, labels } => {
+            let labels: BTreeMap<String, Option<String>> = labels.into_iter().collect();
+            client.change("PUT", &format!("{SLAVES_PATH}/{id}/labels"), Some(&json!(labels)))?;
+            print_line(&format!("slave {id} is labelled"))
+        }
+    }
+}
+
 /// Prints id and secret of each, a line each.
-fn add(ids: &[SlaveId], enrolment: EnrolmentArgs, master: UrlArgs) -> Result<(), Failure> {
+fn add(client: &MasterClient, ids: &[SlaveId], enrolment: EnrolmentArgs) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Added {
         secret: String,
     }
     let EnrolmentArgs { labels, replace } = enrolment;
     let labels: BTreeMap<String, String> = labels.into_iter().collect();
-    let client = MasterClient::new(master)?;
     for id in ids {
         let body = json!({ "id": id, "labels": labels, "replace": replace });
         let answer = client.change("POST", SLAVES_PATH, Some(&body))?;
@@ -88,6 +106,11 @@ fn json(client: &MasterClient, id: Option<&SlaveId>) -> Result<String, Failure> 
 /// Labels in one cell.
 pub(crate) fn labels_text(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// As the HTTP API counts durations.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The time of this machine, as the master would write it.

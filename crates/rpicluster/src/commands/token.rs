@@ -38,19 +38,18 @@ struct TokenPage {
 /// # Errors
 /// If no master answers, or it refuses.
 pub(crate) fn run(args: TokenArgs) -> Result<(), Failure> {
+    let client = MasterClient::new(args.master)?;
     match args.command {
-        TokenCommand::Create { ttl, uses, id, enrolment, json, master } => {
-            let client = MasterClient::new(master)?;
+        TokenCommand::Create { ttl, uses, id, enrolment, json } => {
             let answer = client.change("POST", TOKENS_PATH, Some(&wish(ttl, uses, id, enrolment)))?;
             if json { print_line(&answer) } else { print_line(&invitation(&client, &client.parse(&answer)?, ttl)?) }
         }
-        TokenCommand::List { json, master } => {
-            let client = MasterClient::new(master)?;
+        TokenCommand::List { json } => {
             let answer = client.change("GET", TOKENS_PATH, None)?;
             if json { print_line(&answer) } else { print_line(&list(&client.parse::<Vec<TokenPage>>(&answer)?)) }
         }
-        TokenCommand::Revoke { id, master } => {
-            MasterClient::new(master)?.change("DELETE", &format!("{TOKENS_PATH}/{id}"), None)?;
+        TokenCommand::Revoke { id } => {
+            client.change("DELETE", &format!("{TOKENS_PATH}/{id}"), None)?;
             print_line(&format!("token {id} opens nothing any more"))
         }
     }
