@@ -26,6 +26,13 @@ mod tasks;
 mod view;
 mod web;
 
+/// What a fuzzer may do. Never in the product.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::access::fuzzing::{access, login};
+}
+
 pub use certificates::ca_file;
 pub use config::MasterConfig;
 pub use local_token::local_token_file;
