@@ -139,7 +139,10 @@ pub fn filters(bytes: &[u8]) {
         let all_within = matched.iter().all(|topic| matches(one, topic));
         // `+/#` is `#` written in a roundabout way; that it is taken for less refuses what nobody asks for.
         let is_roundabout = one == "+/#" && filter == "#";
-        assert!(covers(one, &filter) == all_within || is_roundabout, "{one:?} and {filter:?}, which matches {matched:?}");
+        assert!(
+            covers(one, &filter) == all_within || is_roundabout,
+            "{one:?} and {filter:?}, which matches {matched:?}"
+        );
     }
 }
 

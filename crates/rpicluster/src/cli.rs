@@ -16,8 +16,8 @@ use crate::http::MasterUrl;
 use crate::text::Hidden;
 
 pub(crate) use admin::{
-    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs, SlavesCommand, TokenArgs,
-    TokenCommand,
+    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, BackupArgs, EnrolmentArgs, SlavesCommand,
+    TokenArgs, TokenCommand,
 };
 
 /// Most slaves of a demo: each is a process of its own on this machine.
@@ -34,6 +34,8 @@ Examples:
   rpicluster slave --master head.local        and from then on
   rpicluster slaves --watch                   who is there, and how they fare
   rpicluster slaves pi-7 --json               one slave, for scripts
+  rpicluster backup head.tar                  on the head: all that a new head needs, while the master runs
+  rpicluster restore head.tar                 on the new head, before its master starts
   RPICLUSTER__LOG__LEVEL=debug rpicluster master
                                               any setting from the environment
 
@@ -67,6 +69,11 @@ pub(crate) enum Command {
     Account(AccountArgs),
     /// Make, list and revoke tokens for the HTTP API
     ApiToken(ApiTokenArgs),
+    /// Write the state of the master on this machine into a file, also while it runs: keys, who has joined, accounts, API
+    /// tokens. Run it as the master's user; who has the file is the master
+    Backup(BackupArgs),
+    /// Make a backup the state of the master on this machine, which must not run
+    Restore(BackupArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
     /// Check the configuration without starting anything
@@ -256,6 +263,8 @@ mod tests {
             "rpicluster token create --uses 0",
             "rpicluster token create --ttl soon",
             "rpicluster account add x --role king",
+            "rpicluster backup",
+            "rpicluster restore a b",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");

@@ -106,9 +106,8 @@ async fn log_in(mut bytes: Unstructured<'_>) {
         }
         let Ok(attempt) = attempt(&mut bytes) else { break };
         // A name that nobody has costs a slow hash: fuzzing would do nothing else.
-        let is_nobody = |user: &String| {
-            user != ACCOUNT && !model.secrets.contains_key(user) && parsed_name(user).is_some()
-        };
+        let is_nobody =
+            |user: &String| user != ACCOUNT && !model.secrets.contains_key(user) && parsed_name(user).is_some();
         if attempt.user.as_ref().is_some_and(is_nobody) {
             continue;
         }
@@ -136,7 +135,9 @@ async fn try_in(access: &Access, attempt: &Attempt) -> Outcome {
         Verdict::Done => Outcome::Enrolled,
         Verdict::Refuse(refusal) => {
             let told = refusal.explanation.unwrap_or_default();
-            let secrets = (0..3).map(|n| secret(n).to_string()).chain(TOKENS.iter().enumerate().map(|(n, _)| token(n).to_string()));
+            let secrets = (0..3)
+                .map(|n| secret(n).to_string())
+                .chain(TOKENS.iter().enumerate().map(|(n, _)| token(n).to_string()));
             assert!(secrets.chain([PASSWORD.to_owned()]).all(|secret| !told.contains(&secret)), "{told}");
             Outcome::Out
         }
@@ -279,7 +280,8 @@ fn attempt(bytes: &mut Unstructured<'_>) -> Result<Attempt> {
         2 => format!("{}/x", user.clone().unwrap_or_default()),
         _ => user.clone().unwrap_or_default(),
     };
-    let (encrypted, address) = (bytes.ratio(7, 8)?, if bytes.ratio(1, 8)? { Ipv4Addr::LOCALHOST.into() } else { REMOTE });
+    let (encrypted, address) =
+        (bytes.ratio(7, 8)?, if bytes.ratio(1, 8)? { Ipv4Addr::LOCALHOST.into() } else { REMOTE });
     let (anonymous, has_will) = (bytes.arbitrary()?, bytes.ratio(1, 8)?);
     Ok(Attempt { user, password, client_id, encrypted, address, anonymous, has_will })
 }
