@@ -165,7 +165,10 @@ fn read(
         let mut out =
             sink(known).map_err(|cause| BackupError::Io { action: "unpack", path: path.to_owned(), cause })?;
         let (bytes, sha256) = copy(&mut entry, &mut out).map_err(broken).map_err(refused)?;
-        if (bytes, &sha256) != (described.bytes, &described.sha256) {
+        if bytes < described.bytes {
+            return Err(refused(format!("it is cut short: of {name} there are {bytes} of {} bytes", described.bytes)));
+        }
+        if sha256 != described.sha256 {
             return Err(refused(format!("{name} in it is damaged")));
         }
     }
