@@ -25,7 +25,10 @@ targets=("$@")
 # Where the committed corpus of a target lies.
 corpus_of() {
     local found=(crates/*/tests/corpus/"$1")
-    [ ${#found[@]} -eq 1 ] && [ -d "${found[0]}" ] || { echo "tests/fuzz.sh: $1 has no corpus, or several: ${found[*]}" >&2; exit 1; }
+    if [ ${#found[@]} -ne 1 ] || [ ! -d "${found[0]}" ]; then
+        echo "tests/fuzz.sh: $1 must have one corpus, not: ${found[*]}" >&2
+        exit 1
+    fi
     echo "${found[0]}"
 }
 

@@ -1,9 +1,9 @@
 //! `rpicluster backup` and `restore`: the master's state in one tar file, taken while it runs.
 //!
-//! A backup holds the store as it was at one moment, and the certificate authority, which never changes. A manifest comes
-//! first, with the length and SHA-256 of each file. Nothing of a state folder is changed before all of that has been
-//! checked, and what is restored comes to its place in an order in which a master that starts in between says what is
-//! missing.
+//! A backup holds the store as it was at one moment, and the certificate authority, which never changes. A manifest
+//! comes first, with the length and SHA-256 of each file. Nothing of a state folder is changed before all of that has
+//! been checked, and what is restored comes to its place in an order in which a master that starts in between says what
+//! is missing.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;

@@ -22,8 +22,8 @@ const FORMAT: u32 = 1;
 const MANIFEST_FILE: &str = "manifest.json";
 /// Far more than the manifest of [`FORMAT`] can have.
 const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
-/// What may be in a backup beside the manifest, and the most bytes of each: a hostile file must not fill the disk. 10,000
-/// slaves with all their details are less than a tenth of that store.
+/// What may be in a backup beside the manifest, and the most bytes of each: a hostile file must not fill the disk.
+/// 10,000 slaves with all their details are less than a tenth of that store.
 const FILES: [(&str, u64); 3] = [(STORE_FILE, 1 << 30), (CA_FILE, 1 << 20), (CA_KEY_FILE, 1 << 20)];
 
 /// What a backup says of itself.
@@ -137,10 +137,10 @@ fn read(
     let mut archive = Archive::new(BufReader::new(file));
     let broken = |error: io::Error| format!("it is no backup, or damaged, or cut short: {error}");
     // Raw: extensions of tar, by which an entry can be anything, are entries that nobody expects.
-    let mut entries = archive.entries().map_err(broken).map_err(refused)?.raw(true);
+    let entries = archive.entries().map_err(broken).map_err(refused)?.raw(true);
     let mut manifest: Option<Manifest> = None;
     let mut seen = BTreeSet::new();
-    while let Some(entry) = entries.next() {
+    for entry in entries {
         let mut entry = entry.map_err(broken).map_err(refused)?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         if entry.header().entry_type() != EntryType::Regular {

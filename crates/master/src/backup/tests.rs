@@ -243,7 +243,8 @@ fn whatever_is_no_backup_is_refused_and_changes_nothing() {
     let newer = empty.replace("\"format\":1", "\"format\":2");
     let long = manifest(&["master.db"], 1 << 31);
     let first = |text: &'_ str| (plain, "manifest.json", text.as_bytes().to_vec());
-    let cases: Vec<(Vec<(EntryType, &str, Vec<u8>)>, &str)> = vec![
+    type Entry<'a> = (EntryType, &'a str, Vec<u8>);
+    let cases: Vec<(Vec<Entry<'_>>, &str)> = vec![
         (vec![], "empty"),
         (vec![(plain, "notes.txt", b"hello".to_vec())], "notes.txt"),
         (vec![first("{}")], "manifest.json"),

@@ -1,5 +1,5 @@
-//! What is fuzzed of the wire contract. Each target takes bytes and panics if something is wrong. `cargo test` runs them
-//! (`corpus.rs`), and so does cargo-fuzz (`tests/fuzz.sh`).
+//! What is fuzzed of the wire contract. Each target takes bytes and panics if something is wrong. `cargo test` runs
+//! them (`corpus.rs`), and so does cargo-fuzz (`tests/fuzz.sh`).
 
 #![allow(dead_code, reason = "each fuzzer uses one target")]
 
@@ -15,8 +15,8 @@ use rpicluster_protocol::{
 const LEAVES: [Upward; 7] =
     [Upward::State, Upward::Details, Upward::Vitals, Upward::Message, Upward::Info, Upward::Task, Upward::Output];
 
-/// Whatever is a message means the same when encoded and parsed again, from a slave and to one. The bytes are a message,
-/// or say how to make one.
+/// Whatever is a message means the same when encoded and parsed again, from a slave and to one. The bytes are a
+/// message, or say how to make one.
 pub fn envelope(bytes: &[u8]) {
     either_way(bytes);
     if let Ok(made) = made_envelope(&mut Unstructured::new(bytes)) {

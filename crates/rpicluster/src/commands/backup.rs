@@ -1,5 +1,5 @@
-//! `rpicluster backup` and `rpicluster restore`: the master's state as one file. They work on the state folder, so that they
-//! need no running master.
+//! `rpicluster backup` and `rpicluster restore`: the master's state as one file. They work on the state folder, so that
+//! they need no running master.
 
 use std::path::PathBuf;
 
