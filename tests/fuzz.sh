@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes the broker with every target of fuzz/, each for FUZZ (20s by default), on the committed corpora and what earlier
-# runs found (target/fuzz/corpus). FUZZ=7m makes it long. Installs cargo-fuzz into target/tools if there is none.
+# Fuzzes with every target of fuzz/, each for FUZZ (20s by default), on its committed corpus, which lies in the crate that
+# it is about (crates/*/tests/corpus), and what earlier runs found (target/fuzz/corpus). FUZZ=7m makes it long. Installs cargo-fuzz into target/tools if there is none.
 # "tests/fuzz.sh NAME …" runs only these targets; MINIMIZE=1 then makes the committed corpora anew from what was found.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,13 +22,24 @@ esac
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^name = "\(.*\)"$/\1/p' fuzz/Cargo.toml | tail -n +2)
 
+# Where the committed corpus of a target lies.
+corpus_of() {
+    local found=(crates/*/tests/corpus/"$1")
+    if [ ${#found[@]} -ne 1 ] || [ ! -d "${found[0]}" ]; then
+        echo "tests/fuzz.sh: $1 must have one corpus, not: ${found[*]}" >&2
+        exit 1
+    fi
+    echo "${found[0]}"
+}
+
 # A broker keeps memory from one input to the next, which libFuzzer takes for a leak each time: leaks are looked for at the
 # end of a run, by LeakSanitizer.
 run() {
-    local target="$1" found="target/fuzz/corpus/$1" log
+    local target="$1" found="target/fuzz/corpus/$1" kept log
+    kept="$(corpus_of "$target")"
     log="$(mktemp)"
     mkdir -p "$found" target/fuzz/artifacts
-    cargo fuzz run --fuzz-dir fuzz --target-dir target/fuzz "$target" "$found" "crates/broker/tests/corpus/$target" -- \
+    cargo fuzz run --fuzz-dir fuzz --target-dir target/fuzz "$target" "$found" "$kept" -- \
         -max_total_time="$seconds" -max_len=2048 -timeout=30 -rss_limit_mb=1024 -detect_leaks=0 -print_final_stats=1 \
         -artifact_prefix="target/fuzz/artifacts/$target-" 2>&1 | tee "$log"
     local runs coverage
@@ -40,7 +51,8 @@ run() {
 
 # The smallest inputs that reach what all together reach, as many of them as fit.
 minimize() {
-    local target="$1" small="target/fuzz/small/$1" kept="crates/broker/tests/corpus/$1" bytes=0 size name
+    local target="$1" small="target/fuzz/small/$1" kept bytes=0 size name
+    kept="$(corpus_of "$target")"
     rm -rf "$small" && mkdir -p "$small"
     cargo fuzz run --fuzz-dir fuzz --target-dir target/fuzz "$target" "$small" "target/fuzz/corpus/$target" "$kept" -- \
         -merge=1 -max_len="$input_bytes_max" -timeout=30 -rss_limit_mb=1024 -detect_leaks=0

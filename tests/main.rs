@@ -9,6 +9,8 @@ mod harness;
 
 /// Who may do what: every kind of client, on both listeners and both versions, against every kind of topic.
 mod access;
+/// Backups of the master's state, taken while it runs, and what comes of them on a new head.
+mod backup;
 /// The command line: exit codes, messages, output for scripts, configuration.
 mod cli;
 /// The commands that give work, against a master that says what the test wants: what they print, and how they end.

@@ -20,6 +20,8 @@ use crate::engine::{Input, NotWritten};
 use crate::loglimit::{Permit, SharedLogLimit};
 use crate::view::View;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod login;
 mod passwords;
 mod record;

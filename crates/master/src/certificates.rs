@@ -28,13 +28,34 @@ use tracing::{info, warn};
 use crate::tasks::RunError;
 
 /// The authority's certificate, which slaves trust. Not secret.
-const CA_FILE: &str = "ca.pem";
+pub(crate) const CA_FILE: &str = "ca.pem";
 /// The authority's key: who has it is the master.
-const CA_KEY_FILE: &str = "ca.key";
+pub(crate) const CA_KEY_FILE: &str = "ca.key";
 
 /// The certificate that slaves and clients of the master with this state folder trust.
 pub fn ca_file(state_dir: &Path) -> PathBuf {
     state_dir.join(CA_FILE)
+}
+
+/// The authority's certificate and key as a backup takes them; nothing before there is one.
+///
+/// # Errors
+/// If the key is missing while the certificate is there, or others may read them.
+pub(crate) fn authority_texts(folder: &Path) -> Result<Option<[String; 2]>, CertificateError> {
+    let (certificate_path, key_path) = (ca_file(folder), folder.join(CA_KEY_FILE));
+    match (read_private(&certificate_path)?, read_private(&key_path)?) {
+        (Some(certificate), Some(key)) => Ok(Some([certificate, key])),
+        (None, _) => Ok(None),
+        (Some(_), None) => Err(CertificateError::Halved { missing: key_path, present: certificate_path }),
+    }
+}
+
+/// Whether the authority in this folder can be used; one must be there.
+///
+/// # Errors
+/// If it cannot.
+pub(crate) fn check_authority(folder: &Path) -> Result<(), CertificateError> {
+    Authority::open(folder).map(drop)
 }
 
 /// How long a server's certificate is valid. It is renewed after two thirds of that.

@@ -4,6 +4,7 @@
 //! what matters for presence. The engine's effects go to the store, to the view that HTTP reads, and back to the slaves.
 
 mod access;
+mod backup;
 mod bus;
 mod certificates;
 mod clock;
@@ -26,6 +27,14 @@ mod tasks;
 mod view;
 mod web;
 
+/// What a fuzzer may do. Never in the product.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::access::fuzzing::{access, login};
+}
+
+pub use backup::{BackedUp, BackupError, Restored, backup, restore};
 pub use certificates::ca_file;
 pub use config::MasterConfig;
 pub use local_token::local_token_file;

@@ -13,13 +13,18 @@ use serde::de::DeserializeOwned;
 use crate::access::Change;
 
 mod access;
+mod backup;
 mod slaves;
 
+pub(crate) use backup::snapshot;
 pub(crate) use slaves::StoredSlave;
+
+/// The file in the state folder.
+pub(crate) const STORE_FILE: &str = "master.db";
 
 /// How the schema came to be: each entry leads from the version before to the next. The version is kept in SQLite's
 /// `user_version`.
-const MIGRATIONS: [&str; 2] = [slaves::SCHEMA, access::SCHEMA];
+const MIGRATIONS: [&str; 3] = [slaves::SCHEMA, access::SCHEMA, backup::SCHEMA];
 
 /// The schema this program writes.
 const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -88,19 +93,9 @@ impl Store {
     /// # Errors
     /// If the folder cannot be used or is in use, or the file is newer than this program or no store.
     pub(crate) fn open(folder: &Path) -> Result<Store, StoreError> {
-        let unusable = |path: &Path| {
-            let path = path.to_owned();
-            move |cause| StoreError::Folder { path, cause }
-        };
         ensure_private_folder(folder)?;
-        let lock_path = folder.join("master.lock");
-        let lock = File::create(&lock_path).map_err(unusable(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(folder.to_owned())),
-            Err(TryLockError::Error(cause)) => return Err(unusable(&lock_path)(cause)),
-        }
-        let path = folder.join("master.db");
+        let lock = lock(folder)?;
+        let path = folder.join(STORE_FILE);
         let open = |cause| StoreError::Sql { action: "open", path: path.clone(), cause };
         let connection = Connection::open(&path).map_err(open)?;
         let store = Store { path: path.clone(), connection, _lock: lock };
@@ -142,12 +137,7 @@ impl Store {
 
     fn prepare(&self) -> Result<(), StoreError> {
         let open = |cause| self.sql("open", cause);
-        let found: i64 = self.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
-        // A negative version is none that any program has written.
-        let found = usize::try_from(found).unwrap_or(usize::MAX);
-        if found > SCHEMA_VERSION {
-            return Err(StoreError::Newer { path: self.path.clone(), found });
-        }
+        let found = known_version(&self.connection, &self.path)?;
         self.connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;").map_err(open)?;
         for migration in &MIGRATIONS[found..] {
             self.connection.execute_batch(&format!("BEGIN; {migration} COMMIT;")).map_err(open)?;
@@ -176,6 +166,32 @@ impl Store {
 
     fn sql(&self, action: &'static str, cause: rusqlite::Error) -> StoreError {
         StoreError::Sql { action, path: self.path.clone(), cause }
+    }
+}
+
+/// Keeps every master out of a state folder for as long as what is returned lives.
+///
+/// # Errors
+/// If one is at work there.
+pub(crate) fn lock(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join("master.lock");
+    let unusable = |cause| StoreError::Folder { path: path.clone(), cause };
+    let lock = File::create(&path).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(folder.to_owned())),
+        Err(TryLockError::Error(cause)) => Err(unusable(cause)),
+    }
+}
+
+/// The version of the schema, if this program knows it.
+fn known_version(connection: &Connection, path: &Path) -> Result<usize, StoreError> {
+    let open = |cause| StoreError::Sql { action: "open", path: path.to_owned(), cause };
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
+    // A negative version is none that any program has written.
+    match usize::try_from(found).unwrap_or(usize::MAX) {
+        found if found > SCHEMA_VERSION => Err(StoreError::Newer { path: path.to_owned(), found }),
+        found => Ok(found),
     }
 }
 
@@ -234,6 +250,13 @@ pub(crate) fn break_enrolments(folder: &Path) -> impl Drop + use<> {
     let connection = Connection::open(folder.join("master.db")).expect("there is a store");
     connection.execute_batch("ALTER TABLE enrolments RENAME TO elsewhere").expect("the table is there");
     Broken(connection)
+}
+
+/// Changes the store in a folder by its own language.
+#[cfg(test)]
+pub(crate) fn alter(folder: &Path, sql: &str) {
+    let connection = Connection::open(folder.join(STORE_FILE)).expect("there is a store");
+    connection.execute_batch(sql).expect("it can be changed");
 }
 
 /// A folder such as a store wants.

@@ -3,6 +3,8 @@
 //! A message is an [`Envelope`] around a [`FromSlave`] or a [`ToSlave`]. Unknown fields are ignored; an unknown type or a
 //! wrong payload is a [`MessageError`] that keeps the request's id, so that the answer can name it.
 
+mod finite;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -139,7 +141,7 @@ pub struct Details {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// Used share of all cores, in percent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "finite::optional")]
     pub cpu_percent_used: Option<f32>,
     /// Memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,7 +195,7 @@ pub struct Details {
 #[serde(default)]
 pub struct Vitals {
     /// Used share of all cores since the sample before, in percent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "finite::optional")]
     pub cpu_percentage: Option<f32>,
     /// Clock of the processor in MHz.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,10 +207,10 @@ pub struct Vitals {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap_free: Option<u64>,
     /// Temperature of the processor in °C.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "finite::optional")]
     pub cpu_temperature: Option<f32>,
     /// Load over 1, 5 and 15 minutes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "finite::optional_three")]
     pub load: Option<[f32; 3]>,
     /// File systems on real disks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -423,7 +425,8 @@ impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<'de, str>::deserialize(deserializer)?;
         let time = humantime::parse_rfc3339_weak(&text).map_err(serde::de::Error::custom)?;
-        Ok(Timestamp(time))
+        // Whatever finer fraction somebody wrote: it is printed in milliseconds, and must be the same when read again.
+        Ok(Timestamp::from_unix_ms(Timestamp(time).unix_ms()))
     }
 }
 

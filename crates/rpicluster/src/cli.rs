@@ -17,8 +17,8 @@ use crate::http::MasterUrl;
 use crate::text::Hidden;
 
 pub(crate) use admin::{
-    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs, SlavesCommand, TokenArgs,
-    TokenCommand,
+    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, BackupArgs, EnrolmentArgs, SlavesCommand,
+    TokenArgs, TokenCommand,
 };
 pub(crate) use jobs::{
     ActionArgs, CancelArgs, JobsArgs, LogsArgs, MapArgs, ProcessArgs, RetryArgs, RunArgs, SubmitArgs, Wait, WorkArgs,
@@ -41,6 +41,8 @@ Examples:
   rpicluster run --on all -- uname -a         a command on every slave
   rpicluster map --on all -- factor ::: 7 8 9 a queue that the slaves share
   rpicluster submit job.toml                  a job of several steps; jobs, logs and cancel look after it
+  rpicluster backup head.tar                  on the head: all that a new head needs, while the master runs
+  rpicluster restore head.tar                 on the new head, before its master starts
   RPICLUSTER__LOG__LEVEL=debug rpicluster master
                                               any setting from the environment
 
@@ -96,6 +98,11 @@ pub(crate) enum Command {
     Account(AccountArgs),
     /// Make, list and revoke tokens for the HTTP API
     ApiToken(ApiTokenArgs),
+    /// Write the state of the master on this machine into a file, also while it runs: keys, who has joined, accounts, API
+    /// tokens. Run it as the master's user; who has the file is the master
+    Backup(BackupArgs),
+    /// Make a backup the state of the master on this machine, which must not run
+    Restore(BackupArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
     /// Check the configuration without starting anything
@@ -302,6 +309,8 @@ mod tests {
             "rpicluster map --on all --continue x -- uname",
             "rpicluster jobs -1",
             "rpicluster slaves label pi-1",
+            "rpicluster backup",
+            "rpicluster restore a b",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");

@@ -2,6 +2,7 @@
 
 mod account;
 mod api_token;
+mod backup;
 mod check_config;
 mod demo;
 mod health;
@@ -43,6 +44,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Token(args) => token::run(args),
         Command::Account(args) => account::run(args),
         Command::ApiToken(args) => api_token::run(args),
+        Command::Backup(args) => backup::backup(args),
+        Command::Restore(args) => backup::restore(args),
         Command::Health(args) => health::run(args),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Completions { shell } => completions(shell),

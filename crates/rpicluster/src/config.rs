@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::exit::Failure;
 use crate::log::LogConfig;
 pub(crate) use layers::Invalid;
+#[cfg(feature = "fuzzing")]
+pub(crate) use layers::known_keys;
 use layers::{Variable, load_layers, variables};
 
 /// Where files are looked for, the first wins: the working directory, then the system's.
@@ -67,7 +69,14 @@ pub(crate) fn load(config: Option<&Path>, broker_config: Option<&Path>) -> Resul
     read(sources, std::env::vars_os())
 }
 
-fn read(sources: Sources, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Configuration, Failure> {
+/// Reads what these sources say, with `environment` on top.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn read(
+    sources: Sources,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Configuration, Failure> {
     let (broker, cluster): (Vec<Variable>, Vec<Variable>) =
         variables(environment)?.into_iter().partition(Variable::is_of_broker);
     let broker = broker.into_iter().map(Variable::without_section).collect();

@@ -132,7 +132,7 @@ impl Access {
 }
 
 /// What a slave may do, which is all that the protocol asks of it.
-fn of_slave(root: &TopicRoot, id: &SlaveId) -> Permissions {
+pub(crate) fn of_slave(root: &TopicRoot, id: &SlaveId) -> Permissions {
     Permissions {
         publish: vec![root.from_slave(id)],
         subscribe: vec![root.to_slave(id), root.name(&Topic::MasterState)],
@@ -157,7 +157,7 @@ pub(crate) fn of_account(root: &TopicRoot, account: &Account) -> Permissions {
 }
 
 /// Who names no user observes, but does not see what may hold secrets: orders, tasks and their output.
-fn of_strangers(root: &TopicRoot) -> Permissions {
+pub(crate) fn of_strangers(root: &TopicRoot) -> Permissions {
     let hidden = vec![
         root.to_every_slave(Downward::Command),
         root.from_every_slave(Upward::Task),

@@ -201,7 +201,7 @@ fn a_store_of_the_first_version_is_brought_forward_with_all_it_holds() {
     let store = Store::open(folder.path()).unwrap();
     assert_eq!(store.access().unwrap(), access());
     let version: i64 = store.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 2);
+    assert_eq!(version, 3);
 }
 
 #[test]
@@ -229,4 +229,19 @@ fn damaged_rows_of_access_are_named() {
         store.connection.execute_batch("ROLLBACK").unwrap();
     }
     assert_eq!(store.access().unwrap(), access());
+}
+
+#[test]
+fn a_store_keeps_its_epoch_and_no_two_have_the_same() {
+    let folders = [private_folder(), private_folder()];
+    let old = Connection::open(folders[1].path().join("master.db")).unwrap();
+    old.execute_batch(&format!("{} {}", slaves::SCHEMA, access::SCHEMA)).unwrap();
+    drop(old);
+    let epoch = |number: usize| Store::open(folders[number].path()).unwrap().epoch().unwrap();
+    let epochs = [epoch(0), epoch(1)];
+    assert_ne!(epochs[0], epochs[1], "of a new one, and of one that had none before");
+    assert_eq!([epoch(0), epoch(1)], epochs);
+    let store = Store::open(folders[0].path()).unwrap();
+    store.begin_anew().unwrap();
+    assert_ne!(store.epoch().unwrap(), epochs[0]);
 }

@@ -175,3 +175,23 @@ proptest! {
         let _ = parse_to_slave(json.as_bytes());
     }
 }
+
+#[test]
+fn a_number_that_could_not_be_written_again_is_refused_by_name() {
+    for field in [r#""cpu_temperature":1e39"#, r#""cpu_percentage":-1e39"#, r#""load":[0,1e39,0]"#] {
+        let text = format!(r#"{{"type":"vitals","payload":{{{field}}}}}"#);
+        let error = parse_from_slave(Upward::Vitals, text.as_bytes()).unwrap_err();
+        assert!(error.problem.contains("vitals") && error.problem.contains("beyond all bounds"), "{error}");
+    }
+    let details = br#"{"type":"computer_details","payload":{"cpu_percent_used":1e39}}"#;
+    assert!(parse_from_slave(Upward::Details, details).is_err());
+    let least = br#"{"type":"vitals","payload":{"cpu_temperature":null,"load":[1e-46,-0.0,3e38]}}"#;
+    assert!(parse_from_slave(Upward::Vitals, least).is_ok());
+}
+
+#[test]
+fn a_moment_is_the_same_when_it_is_printed_and_read_again() {
+    let fine: Timestamp = serde_json::from_str(r#""2026-11-24T00:00:00.123456789Z""#).unwrap();
+    let again: Timestamp = serde_json::from_str(&serde_json::to_string(&fine).unwrap()).unwrap();
+    assert_eq!((fine, fine.to_string().as_str()), (again, "2026-11-24T00:00:00.123Z"));
+}

@@ -186,6 +186,22 @@ pub(crate) enum ApiTokenCommand {
     },
 }
 
+/// `rpicluster backup` and `rpicluster restore`
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// The backup, a tar file
+    pub(crate) file: PathBuf,
+    /// Overwrite FILE (backup), or set aside the state that is there (restore)
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The master's state folder; by default the configured one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Use this rpicluster.toml to find that folder
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
 /// `NAME=VALUE`
 pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;

@@ -119,12 +119,17 @@ where
 
 fn read_file(path: &Path) -> Result<Layer, Failure> {
     let origin = path.display().to_string();
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     let size = read.map_err(|error| wrong(&origin, format_args!("cannot read the file: {error}")))?;
     if size as u64 > FILE_BYTES_MAX {
         return Err(wrong(&origin, format_args!("the file has more than {FILE_BYTES_MAX} bytes")));
     }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+        wrong(&origin, format_args!("line {line} is not UTF-8"))
+    })?;
     // The parser's message shows the faulty line below its text, so it is not escaped like the others.
     let table = FileFormat::Toml.parse(Some(&origin), &text).map_err(|error| {
         let lines: Vec<String> = error.to_string().trim_end().lines().map(without_password).collect();

@@ -1,0 +1,66 @@
+//! What a backup takes from the store, and in what a restored store differs from the one that was backed up.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{STORE_FILE, Store, StoreError, known_version};
+
+/// The third version of the schema.
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE meta (
+        one INTEGER PRIMARY KEY CHECK (one = 1),  -- there is one row
+        epoch INTEGER NOT NULL                    -- 64 random bits, others in every restored store
+    ) STRICT;
+    INSERT INTO meta (one, epoch) VALUES (1, random());
+    PRAGMA user_version = 3;";
+
+/// How long a snapshot waits for a master that is just recovering its store after a crash.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Writes everything that is committed to the store in `folder` into a new file. A master that runs there goes on
+/// meanwhile: what it commits from now on is not in it, of what it committed before all is.
+///
+/// # Errors
+/// If the store cannot be read, is newer than this program, or the file cannot be written.
+pub(crate) fn snapshot(folder: &Path, to: &Path) -> Result<(), StoreError> {
+    let path = folder.join(STORE_FILE);
+    let sql = |action| {
+        let path = path.clone();
+        move |cause| StoreError::Sql { action, path, cause }
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(&path, flags).map_err(sql("open"))?;
+    connection.busy_timeout(PATIENCE).map_err(sql("open"))?;
+    known_version(&connection, &path)?;
+    let Some(name) = to.to_str() else {
+        let cause = std::io::Error::other("SQLite wants the name of the state folder to be UTF-8");
+        return Err(StoreError::Folder { path: to.to_owned(), cause });
+    };
+    connection.execute("VACUUM INTO ?1", [name]).map_err(sql("copy")).map(drop)
+}
+
+impl Store {
+    /// What tells this store from every other, also from the one of whose backup it was made: what was begun under another
+    /// epoch does not concern it.
+    #[allow(dead_code, reason = "tasks, which it is for, are not here yet")]
+    pub(crate) fn epoch(&self) -> Result<u64, StoreError> {
+        let read = |cause| self.sql("read", cause);
+        let epoch: i64 = self.connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0)).map_err(read)?;
+        Ok(epoch.cast_unsigned())
+    }
+
+    /// Makes of a backup's store one to go on with: of another epoch, and without tokens for joining, which may have been
+    /// used since. It is then one whole file.
+    pub(crate) fn begin_anew(&self) -> Result<(), StoreError> {
+        let write = |cause| self.sql("write to", cause);
+        let found: String =
+            self.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(write)?;
+        if found != "ok" {
+            return Err(StoreError::Damaged { path: self.path.clone(), row: "its pages".to_owned(), problem: found });
+        }
+        let anew = "BEGIN; UPDATE meta SET epoch = random(); DELETE FROM tokens; COMMIT; PRAGMA journal_mode = DELETE;";
+        self.connection.execute_batch(anew).map_err(write)
+    }
+}
