@@ -3,6 +3,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::access::{Enrolment, Hash, Labels};
+use crate::health::Hearing;
 use crate::store::private_folder;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -42,7 +43,7 @@ impl Bench {
         let store = Store::open(folder.path()).unwrap();
         let slaves = store.slaves().unwrap();
         let view = Arc::new(View::new(100));
-        let health = Arc::new(Health::new(now));
+        let health = Arc::new(Health::new(now, Arc::new(Hearing::here())));
         let (sender, commands) = mpsc::channel(commands_max);
         let surroundings = Surroundings {
             view: view.clone(),
@@ -62,7 +63,7 @@ impl Bench {
 
     fn claim(&mut self, state: State) {
         let slave = self.meet(&pi());
-        self.step(vec![Input::Claim { slave, state, at: self.now }]);
+        self.step(vec![Input::Claim { slave, state, retained: false, at: self.now }]);
     }
 
     /// One step of engine and bus, both alive.
@@ -300,7 +301,7 @@ fn a_removed_slave_is_forgotten_and_what_is_still_said_in_its_name_is_nobodys() 
     let late = |slave: &Arc<Slave>, at| {
         let claim = state(Liveness::Online, "s1", None);
         vec![
-            Input::Claim { slave: slave.clone(), state: claim, at },
+            Input::Claim { slave: slave.clone(), state: claim, retained: false, at },
             Input::Sign { slave: slave.clone(), at },
             Input::Details { slave: slave.clone() },
         ]
