@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use rpicluster_broker::{Outgoing, QoS};
 use rpicluster_protocol::limits::PROTOCOL_VERSION;
-use rpicluster_protocol::{Envelope, Liveness, MessageError, SessionId, State, ToSlave, Topic, TopicRoot, encode_to_slave};
+use rpicluster_protocol::{
+    Envelope, Liveness, MessageError, SessionId, State, ToSlave, Topic, TopicRoot, encode_to_slave,
+};
 
 /// Online, or offline for a reason, as a retained message.
 pub(crate) fn own_state(

@@ -16,8 +16,8 @@ use crate::http::MasterUrl;
 use crate::text::Hidden;
 
 pub(crate) use admin::{
-    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs, SlavesCommand, TokenArgs,
-    TokenCommand,
+    AccountArgs, AccountCommand, AccountRole, AclArgs, AclFormat, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs,
+    SlavesCommand, TokenArgs, TokenCommand,
 };
 
 /// Most slaves of a demo: each is a process of its own on this machine.
@@ -53,7 +53,7 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the master, with the MQTT broker inside it
+    /// Run the master, with the MQTT broker inside it (unless [cluster] broker names another)
     Master(MasterArgs),
     /// Run the agent of a slave
     Slave(SlaveArgs),
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Account(AccountArgs),
     /// Make, list and revoke tokens for the HTTP API
     ApiToken(ApiTokenArgs),
+    /// Print the rules and accounts that a broker of your own needs ([cluster] broker)
+    Acl(AclArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
     /// Check the configuration without starting anything

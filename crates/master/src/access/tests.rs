@@ -414,8 +414,7 @@ async fn accounts_at_a_broker_of_others_are_not_made_here_but_a_slave_is_forgott
     };
     let access = Access::new(surroundings, Vec::new());
     let pi: SlaveId = "pi".parse().unwrap();
-    let wish =
-        TokenWish { ttl: Duration::from_secs(60), uses: 1, slave: None, labels: Labels::new(), replace: false };
+    let wish = TokenWish { ttl: Duration::from_secs(60), uses: 1, slave: None, labels: Labels::new(), replace: false };
     assert_eq!(access.create_token(wish).await.unwrap_err(), AccessError::External);
     assert_eq!(access.add_slave(pi.clone(), Labels::new(), false).await.unwrap_err(), AccessError::External);
     assert!(AccessError::External.to_string().contains("rpicluster acl"));

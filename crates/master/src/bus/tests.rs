@@ -32,7 +32,13 @@ fn bench(slaves_max: usize, inputs_max: usize) -> Bench {
 
 impl Bench {
     fn deliver(&mut self, topic: &str, at: u64) {
-        self.bus.deliver(topic, Bytes::from_static(VITALS.as_bytes()), Wishes::default(), false, Moment::from_millis(at));
+        self.bus.deliver(
+            topic,
+            Bytes::from_static(VITALS.as_bytes()),
+            Wishes::default(),
+            false,
+            Moment::from_millis(at),
+        );
     }
 
     /// Whose sign of life the engine was told, and of when.

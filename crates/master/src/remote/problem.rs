@@ -20,7 +20,9 @@ pub(crate) struct Problem {
 impl Problem {
     /// The broker does not let us do what its rules should allow.
     pub(super) fn of_rules(what: &str) -> Problem {
-        let text = format!("the broker does not let this master {what}: give its account the rules that `rpicluster acl` prints");
+        let text = format!(
+            "the broker does not let this master {what}: give its account the rules that `rpicluster acl` prints"
+        );
         Problem { text, is_refusal: true }
     }
 
@@ -58,7 +60,9 @@ fn refused(code: ConnectReturnCode) -> Problem {
 fn unreachable(error: &std::io::Error, broker: &BrokerAddress) -> String {
     let words = bounded(&error.to_string());
     match error.kind() {
-        ErrorKind::ConnectionRefused => format!("nobody listens at {broker}: is the broker running, and the port right?"),
+        ErrorKind::ConnectionRefused => {
+            format!("nobody listens at {broker}: is the broker running, and the port right?")
+        }
         // The resolver's errors have no kind of their own.
         _ if words.contains("lookup") || words.contains("resolve") => {
             format!("the name {} cannot be found ({words}): is cluster.broker right, and does DNS work?", broker.host())
@@ -89,8 +93,11 @@ fn broken(state: &StateError) -> String {
 }
 
 fn bounded(text: &str) -> String {
-    text.chars().take(CHARACTERS_MAX).flat_map(|c| {
-        let escaped = c.is_control().then(|| c.escape_default().collect::<String>());
-        escaped.unwrap_or_else(|| c.to_string()).chars().collect::<Vec<_>>()
-    }).collect()
+    text.chars()
+        .take(CHARACTERS_MAX)
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default().collect::<String>());
+            escaped.unwrap_or_else(|| c.to_string()).chars().collect::<Vec<_>>()
+        })
+        .collect()
 }
