@@ -163,12 +163,13 @@ impl Presence {
             Input::Sign { slave } => self.sign(now, slave, effects),
             Input::Paused(gap) => {
                 self.doubt_until = now + AFTERMATH;
-                for slave in self.slaves.values_mut() {
-                    slave.heard = now.min(slave.heard + gap);
-                }
+                self.forgive(now, gap);
             }
             Input::BrokerBack(gap) => {
-                self.handle(now, Input::Paused(gap), effects);
+                if gap >= AFTERMATH {
+                    self.doubt_until = now + AFTERMATH;
+                }
+                self.forgive(now, gap);
                 for (id, slave) in &mut self.slaves {
                     slave.asked = None;
                     slave.ask(id, now, effects);
@@ -249,6 +250,13 @@ impl Presence {
             ended: slave.ended,
             superseded: slave.superseded.iter().cloned().collect(),
         })
+    }
+
+    /// Nobody could be heard for so long: everybody gets as much more time.
+    fn forgive(&mut self, now: Moment, gap: Duration) {
+        for slave in self.slaves.values_mut() {
+            slave.heard = now.min(slave.heard + gap);
+        }
     }
 
     /// A `state` just sent: by the slave, by the broker for it (its will), or by the master, whose own words come back.
