@@ -73,7 +73,9 @@ fn nobody_is_judged_while_the_broker_is_away_and_everybody_after_it_is_back() {
     let _stays = broker.slave(&cluster, "stays");
     let mut dies = broker.slave(&cluster, "dies");
     let gone = broker.slave(&cluster, "gone");
-    ["stays", "dies", "gone"].map(|id| cluster.wait_until_online(id));
+    for id in ["stays", "dies", "gone"] {
+        cluster.wait_until_online(id);
+    }
     drop(gone);
     wait_until("one has gone", || cluster.view("gone")["state"] == "offline");
     let before = cluster.view("stays");
@@ -132,7 +134,9 @@ fn a_killed_master_finds_the_truth_when_it_starts_again() {
     let mut cluster = broker.cluster(SHORT_TIMEOUT);
     let _stays = broker.slave(&cluster, "stays");
     let (mut dies, ended) = (broker.slave(&cluster, "dies"), broker.slave(&cluster, "ended"));
-    ["stays", "dies", "ended"].map(|id| cluster.wait_until_online(id));
+    for id in ["stays", "dies", "ended"] {
+        cluster.wait_until_online(id);
+    }
     ended.signal(Signal::TERM);
     wait_until("one has said goodbye", || cluster.view("ended")["reason"] == "stopped");
     let watcher = Subscriber::start(&cluster, &["-t", "rpicluster/master/state"]);
@@ -145,7 +149,9 @@ fn a_killed_master_finds_the_truth_when_it_starts_again() {
         retained_state(&cluster, "dies") == "offline" && retained_state(&cluster, "new") == "online"
     });
     cluster.restart();
-    ["stays", "new"].map(|id| cluster.wait_until_online(id));
+    for id in ["stays", "new"] {
+        cluster.wait_until_online(id);
+    }
     wait_until("who died is known to be silent", || cluster.view("dies")["state"] == "offline");
     assert_eq!(cluster.view("ended")["state"], "offline");
     assert_eq!(retained(&cluster, "rpicluster/master/state").unwrap()["payload"]["state"], "online");
@@ -206,6 +212,18 @@ fn over_tls_the_named_ca_is_trusted_and_no_other() {
         let Finished { code, err, .. } = health(&stranger);
         code == Some(1) && err.contains("not from the CA that is trusted here") && err.contains("cluster.ca_file")
     });
+}
+
+#[test]
+fn the_rules_are_in_the_documents_as_they_are_printed() {
+    let page = include_str!("../docs/external-broker.md");
+    let folder = tempfile::tempdir().unwrap();
+    for format in ["mosquitto", "emqx"] {
+        let mut command = rpicluster(&Place::Here);
+        command.current_dir(folder.path()).args(["acl", "--format", format]);
+        let printed = run(command).out;
+        assert!(page.contains(&format!("```\n{printed}```")), "docs/external-broker.md: {format} is now\n{printed}");
+    }
 }
 
 #[test]

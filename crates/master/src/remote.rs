@@ -165,3 +165,6 @@ impl RemoteStatus {
         page.problem = Some(problem);
     }
 }
+
+#[cfg(test)]
+mod tests;

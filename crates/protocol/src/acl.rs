@@ -73,7 +73,7 @@ impl Acl<'_> {
         of_master.extend(self.put_right().map(|filter| ("topic write", filter)));
         rules(&format!("# The master, who also puts retained states right.\nuser {master}"), &of_master);
         let mut of_observer: Vec<_> = self.secrets().into_iter().map(|filter| ("topic deny", filter)).collect();
-        of_observer.push(("topic deny", root.from_anybody(OBSERVER)));
+        of_observer.push(("topic deny", root.said_by(OBSERVER)));
         of_observer.push(("topic read", root.everything()));
         rules(
             &format!(
@@ -82,8 +82,8 @@ impl Acl<'_> {
             &of_observer,
         );
         let of_slaves = [
-            ("pattern write", root.from_anybody("%u")),
-            ("pattern read", root.to_anybody("%u")),
+            ("pattern write", root.said_by("%u")),
+            ("pattern read", root.told_to("%u")),
             ("pattern read", root.name(&Topic::MasterState)),
         ];
         rules(
@@ -130,8 +130,8 @@ impl Acl<'_> {
             rule("allow", &observer, "subscribe", &observed),
             rule("deny", &observer, "all", &[plainly("#".to_owned())]),
             "\n%% Every slave.\n".to_owned(),
-            rule("allow", "all", "publish", &[plainly(root.from_anybody("${username}"))]),
-            rule("allow", "all", "subscribe", &[plainly(root.to_anybody("${username}")), exactly(master_state)]),
+            rule("allow", "all", "publish", &[plainly(root.said_by("${username}"))]),
+            rule("allow", "all", "subscribe", &[plainly(root.told_to("${username}")), exactly(master_state)]),
             "\n{deny, all}.\n".to_owned(),
         ]
         .concat())

@@ -123,11 +123,11 @@ impl TopicRoot {
 
     /// The filter that matches everything `slave` may say.
     pub fn from_slave(&self, slave: &SlaveId) -> String {
-        self.from_anybody(slave.as_str())
+        self.said_by(slave.as_str())
     }
 
     /// The same for a placeholder that stands for a user name in a broker's rules.
-    pub(crate) fn from_anybody(&self, placeholder: &str) -> String {
+    pub(crate) fn said_by(&self, placeholder: &str) -> String {
         format!("{}/from/{placeholder}/#", self.0)
     }
 
@@ -143,11 +143,11 @@ impl TopicRoot {
 
     /// The filter that matches everything `slave` is told: that slave's subscription.
     pub fn to_slave(&self, slave: &SlaveId) -> String {
-        self.to_anybody(slave.as_str())
+        self.told_to(slave.as_str())
     }
 
     /// The same for a placeholder that stands for a user name in a broker's rules.
-    pub(crate) fn to_anybody(&self, placeholder: &str) -> String {
+    pub(crate) fn told_to(&self, placeholder: &str) -> String {
         format!("{}/to/{placeholder}/#", self.0)
     }
 

@@ -337,3 +337,57 @@ fn a_change_that_cannot_be_written_changes_nothing() {
     bench.pass(SAVE_INTERVAL);
     assert_eq!(bench.engine.store.slaves().unwrap().len(), 1, "what was to be saved with it is tried again");
 }
+
+#[test]
+fn a_broker_elsewhere_that_is_away_makes_nobody_offline_and_what_is_owed_waits_for_it() {
+    let mut bench = Bench::new();
+    let hearing = Arc::new(Hearing::elsewhere());
+    hearing.found(bench.now);
+    let health = Arc::new(Health::new(bench.now, hearing.clone()));
+    (bench.health, bench.engine.health) = (health.clone(), health);
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.commands();
+    hearing.heard(bench.now);
+    // Undetected at first: what did not come proves nothing beyond what did.
+    bench.pass(TIMEOUT + Duration::from_secs(2));
+    assert_eq!(bench.shown(), ONLINE);
+    hearing.lost();
+    bench.pass(10 * TIMEOUT);
+    assert_eq!(bench.shown(), ONLINE);
+    bench.claim(state(Liveness::Offline, "s0", Some("connection_lost")));
+    assert_eq!(bench.commands(), []);
+
+    hearing.found(bench.now);
+    bench.step(Vec::new());
+    assert_eq!(bench.shown(), ONLINE);
+    assert!(bench.commands().contains(&Command::Announce(pi())));
+    for _ in 0..TIMEOUT.as_secs() {
+        hearing.heard(bench.now);
+        bench.pass(Duration::from_secs(1));
+    }
+    hearing.heard(bench.now);
+    bench.step(Vec::new());
+    assert_eq!(bench.shown(), (Liveness::Offline, Some("silent".to_owned())));
+}
+
+#[test]
+fn a_farewell_that_may_have_been_lost_is_said_again_when_the_broker_is_back() {
+    let mut bench = Bench::new();
+    let hearing = Arc::new(Hearing::elsewhere());
+    let health = Arc::new(Health::new(bench.now, hearing.clone()));
+    (bench.health, bench.engine.health) = (health.clone(), health);
+    bench.meet(&pi());
+    bench.view.remove(&pi());
+    let mark = Bytes::from_static(b"mark");
+    let _arrival = bench.view.expect_farewell(&pi(), mark.clone());
+    for _ in 0..2 {
+        hearing.found(bench.now);
+        bench.step(Vec::new());
+        assert_eq!(bench.commands(), [Command::Farewell(pi(), mark.clone())]);
+        hearing.lost();
+    }
+    assert!(bench.view.farewell(&pi(), &mark));
+    hearing.found(bench.now);
+    bench.step(Vec::new());
+    assert_eq!(bench.commands(), []);
+}
