@@ -86,9 +86,10 @@ async fn what_is_wrong_is_told_in_words() {
     let server = tokio::spawn(async move {
         loop {
             let (mut stream, _) = strange.accept().await.unwrap();
-            let answer = b"HTTP/1.1 400 Bad Request\r\n\r\n";
+            // As long as the packet that it could be the beginning of.
+            let answer = format!("HTTP/1.1 400 Bad Request\r\n\r\n{}", " ".repeat(200));
             // Whoever has gone already has heard enough.
-            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await;
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await;
             tokio::spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
         }
     });
