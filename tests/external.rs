@@ -1,13 +1,13 @@
 use std::time::{Duration, Instant};
 
-use rpicluster_protocol::limits::KEEP_ALIVE;
+use rpicluster_protocol::limits::{KEEP_ALIVE, PRESENCE_TIMEOUT};
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::harness::external::ForeignBroker;
-use crate::harness::mosquitto::{Subscriber, retained};
+use crate::harness::mosquitto::{Subscriber, retained, tool_at};
 use crate::harness::mqtt::Client;
-use crate::harness::{Cluster, Finished, Place, rpicluster, run, timed, wait_for, wait_until};
+use crate::harness::{Cluster, Finished, PATIENCE, Place, rpicluster, run, timed, wait_for, wait_until};
 
 mod matrix;
 
@@ -43,7 +43,7 @@ fn state(liveness: &str, session: &str) -> Vec<u8> {
 #[test]
 fn slaves_come_and_go_and_are_answered_as_at_the_masters_own_broker() {
     let _timed = timed();
-    let broker = ForeignBroker::start(&["pi-1", "pi-2"]);
+    let broker = ForeignBroker::start(&["pi-1", "pi-2", "asker"]);
     let cluster = broker.cluster("");
     assert!(cluster.master.out().iter().any(|line| line.starts_with("master: broker mqtt://")));
     let mut killed = broker.slave(&cluster, "pi-1");
@@ -54,6 +54,15 @@ fn slaves_come_and_go_and_are_answered_as_at_the_masters_own_broker() {
     }
     // The tutorial's hello was answered.
     wait_until("the master answers", || killed.err().iter().any(|line| line.contains("master info")));
+
+    let mut request = tool_at(cluster.place(), broker.door("asker"), "mosquitto_rr");
+    request.args(["-V", "5", "-q", "1", "-W", &PATIENCE.as_secs().to_string(), "-F", "%t %D %p"]);
+    request.args(["-t", "rpicluster/from/asker/info", "-e", "rpicluster/to/asker/answers/7"]);
+    request.args(["-D", "publish", "correlation-data", "order-66"]);
+    request.args(["-m", r#"{"type":"info","payload":"time","id":"t1"}"#]);
+    let answered = run(request);
+    assert!(answered.out.starts_with("rpicluster/to/asker/answers/7 order-66 "), "{answered:?}");
+    assert!(answered.out.contains("master_time") && answered.out.contains("t1"), "{answered:?}");
 
     let event = Instant::now();
     killed.kill();
@@ -106,6 +115,50 @@ fn nobody_is_judged_while_the_broker_is_away_and_everybody_after_it_is_back() {
     });
     assert_eq!(retained_state(&cluster, "stays"), "online");
     assert_eq!(health(&cluster).code, Some(0));
+}
+
+#[test]
+fn a_frozen_master_marks_nobody_offline_although_the_broker_gave_it_up() {
+    let broker = ForeignBroker::start(&["pi-1"]);
+    let cluster = broker.cluster("[slave]\nvitals_interval = '500ms'");
+    let _slave = broker.slave(&cluster, "pi-1");
+    cluster.wait_until_online("pi-1");
+    let before = cluster.view("pi-1");
+    let watcher = Subscriber::start(&cluster, &["-t", "rpicluster/master/state"]);
+    cluster.master.signal(Signal::STOP);
+    watcher.wait_for(&[r#""state":"offline""#, r#""reason":"connection_lost""#]);
+    let session = cluster_session(&watcher);
+    let frozen = Instant::now();
+    wait_until("slaves were not heard for longer than they may be silent", || frozen.elapsed() > PRESENCE_TIMEOUT);
+    cluster.master.signal(Signal::CONT);
+    wait_until("it is back in a new session", || {
+        let page = cluster.get("/api/v1/status");
+        page["external_broker"]["connected"] == true && page["session"] != session.as_str()
+    });
+    let continued = Instant::now();
+    let heard = before["counters"]["received"].as_u64().unwrap() + 10;
+    wait_until("it was heard anew, and silence would have been judged", || {
+        continued.elapsed() > PRESENCE_TIMEOUT + GRACE && cluster.counter("pi-1", "received") > heard
+    });
+    let after = cluster.view("pi-1");
+    assert_eq!((&after["state"], &after["since"]), (&json!("online"), &before["since"]));
+}
+
+/// The session that the newest of the master's own states is of.
+fn cluster_session(watcher: &Subscriber) -> String {
+    let newest = watcher.messages().pop().unwrap();
+    let state: serde_json::Value = serde_json::from_str(&newest).unwrap();
+    state["payload"]["session"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_second_master_with_the_same_account_is_told_of() {
+    let broker = ForeignBroker::start(&[]);
+    let clusters = [broker.cluster(""), broker.cluster("")];
+    wait_until("one of them says so", || {
+        let told = |cluster| health(cluster).err.contains("does a second master run?");
+        clusters.iter().any(told)
+    });
 }
 
 #[test]

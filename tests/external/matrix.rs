@@ -2,7 +2,7 @@
 //!
 //! What holds is the same, what mosquitto answers is not: it lets anybody subscribe to anything and a will name any topic,
 //! and looks at the rules when it delivers; a publication that is refused is acknowledged as if it was not in MQTT 3.1.1. So
-//! this looks at effects: what arrives, and where. A client id that is not the user name is replaced by it.
+//! this looks at effects: what arrives, and where. A removed slave is one whose account is removed. A client id that is not the user name is replaced by it.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -84,14 +84,16 @@ fn connack(door: Door, version: &str) -> String {
 
 #[test]
 fn on_mosquitto_everybody_may_do_what_the_rules_say_and_nothing_else() {
-    let broker = ForeignBroker::start(&["pi-a", "pi-b"]);
+    let broker = ForeignBroker::start(&["pi-a", "pi-b", "pi-gone"]);
+    assert_eq!(connack(broker.door("pi-gone"), "5"), "0");
+    broker.remove_account("pi-gone");
+    wait_until("the account is gone", || connack(broker.door("pi-gone"), "5") != "0");
     let mut witness = Client::connect(broker.witness(), "witness", None).unwrap();
     witness.subscribe("#").unwrap();
     let mut other = Client::connect(broker.door("pi-b"), "pi-b", None).unwrap();
     for version in ["311", "5"] {
         let not_authorized = if version == "5" { "135" } else { "5" };
         let wrong = Door { login: Some(("pi-a", "a guess")), ..broker.witness() };
-        // A removed slave is one whose account was removed.
         for door in [wrong, broker.door("pi-gone"), broker.witness().anonymous()] {
             assert_eq!(connack(door, version), not_authorized, "{door:?} with MQTT {version}");
         }

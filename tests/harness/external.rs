@@ -68,6 +68,14 @@ impl ForeignBroker {
         self.process.signal(Signal::HUP);
     }
 
+    /// Removes an account, as an operator would; who is connected stays so.
+    pub(crate) fn remove_account(&self, account: &str) {
+        let mut command = Command::new("mosquitto_passwd");
+        command.arg("-D").arg(self.folder.path().join("passwords")).arg(account);
+        assert_eq!(run(command).code, Some(0));
+        self.process.signal(Signal::HUP);
+    }
+
     /// A cluster at this broker whose `rpicluster.toml` has also these lines.
     pub(crate) fn cluster(&self, config: &str) -> Cluster {
         let config = format!("{}\n{config}", self.section("master"));

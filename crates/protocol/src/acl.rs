@@ -25,14 +25,23 @@ pub struct Acl<'a> {
     pub slaves: &'a [SlaveId],
 }
 
-/// A name that cannot be written in the language of the rules without meaning something else.
+/// Why there are no rules for these names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{what} {text:?} holds a character that has a meaning of its own in these rules: use letters, digits, '-', '_' and '/'"
-)]
-pub struct AclError {
-    what: &'static str,
-    text: String,
+pub enum AclError {
+    /// It cannot be written in the language of the rules without meaning something else.
+    #[error(
+        "{what} {text:?} holds a character that has a meaning of its own in these rules: use letters, digits, '-', '_' and \
+         '/'"
+    )]
+    Character {
+        /// As in `the topic root`.
+        what: &'static str,
+        /// The name.
+        text: String,
+    },
+    /// Two would have one account.
+    #[error("{0:?} is the account of the master or of the observer: give this slave another id")]
+    Taken(SlaveId),
 }
 
 impl Acl<'_> {
@@ -162,10 +171,11 @@ impl Acl<'_> {
         for (what, text) in [("the topic root", self.root.as_str()), ("the master's user name", self.master)] {
             let is_bad = |c: char| c.is_control() || special.contains(&c);
             if text.contains(is_bad) || text.trim() != text || text.is_empty() {
-                return Err(AclError { what, text: text.to_owned() });
+                return Err(AclError::Character { what, text: text.to_owned() });
             }
         }
-        Ok(())
+        let taken = self.slaves.iter().find(|slave| [OBSERVER, self.master].contains(&slave.as_str()));
+        taken.map_or(Ok(()), |slave| Err(AclError::Taken(slave.clone())))
     }
 }
 
@@ -234,6 +244,10 @@ mod tests {
         for master in ["", " m", "m\ntopic read #", "m#"] {
             let error = with("a", master, &[], |acl| acl.mosquitto()).unwrap_err();
             assert!(error.to_string().contains("user name"), "{error}");
+        }
+        for (master, slave) in [("m", "observer"), ("pi", "pi")] {
+            let error = with("a", master, &[slave], |acl| acl.emqx()).unwrap_err();
+            assert!(error.to_string().contains(slave), "{error}");
         }
     }
 }

@@ -34,6 +34,7 @@ Examples:
   rpicluster slave --master head.local        and from then on
   rpicluster slaves --watch                   who is there, and how they fare
   rpicluster slaves pi-7 --json               one slave, for scripts
+  rpicluster acl --format mosquitto           the rules for a broker of your own ([cluster] broker)
   RPICLUSTER__LOG__LEVEL=debug rpicluster master
                                               any setting from the environment
 
@@ -258,6 +259,8 @@ mod tests {
             "rpicluster token create --uses 0",
             "rpicluster token create --ttl soon",
             "rpicluster account add x --role king",
+            "rpicluster acl",
+            "rpicluster acl --format nginx",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");

@@ -9,6 +9,9 @@ use rumqttc::v5::{ConnectionError, StateError};
 /// Longest text of a library's own that is told, in characters.
 const CHARACTERS_MAX: usize = 512;
 
+/// Two with one account never have peace.
+const TAKEN_OVER: &str = "another client has connected with this account: does a second master run?";
+
 /// What is wrong.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Problem {
@@ -74,7 +77,7 @@ fn unreachable(error: &std::io::Error, broker: &BrokerAddress) -> String {
 fn broken(state: &StateError) -> String {
     match state {
         StateError::ServerDisconnect { reason_code: DisconnectReasonCode::SessionTakenOver, .. } => {
-            "another client has connected as this master: does a second master run with the same account?".to_owned()
+            TAKEN_OVER.to_owned()
         }
         StateError::ServerDisconnect { reason_code: DisconnectReasonCode::ServerShuttingDown, .. } => {
             "the broker has stopped".to_owned()
@@ -83,7 +86,10 @@ fn broken(state: &StateError) -> String {
             let words = reason_string.as_ref().map(|words| format!(": {}", bounded(words))).unwrap_or_default();
             format!("the broker has ended the connection ({reason_code:?}){words}")
         }
-        StateError::ConnectionAborted => "the broker has closed the connection".to_owned(),
+        // Some brokers, mosquitto 2.0 among them, do not tell.
+        StateError::ConnectionAborted => {
+            format!("the broker has closed the connection: it has stopped, or {TAKEN_OVER}")
+        }
         StateError::AwaitPingResp => "the broker does not answer any more".to_owned(),
         StateError::Deserialization(error) => {
             format!("what answers there does not speak MQTT 5 ({}): is the port right?", bounded(&error.to_string()))

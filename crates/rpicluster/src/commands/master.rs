@@ -29,6 +29,10 @@ pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, problem));
     }
     let _log = log::start(&file.log, "master")?;
+    if let Some(path) = configuration.sources.broker.as_ref().filter(|_| external.is_some()) {
+        let path = path.display();
+        tracing::warn!("{path} is not used: cluster.broker is set, so this master runs no broker of its own");
+    }
     let settings = Settings {
         root: file.cluster.topic_root,
         broker: broker_with_flags(configuration.broker, &args),
