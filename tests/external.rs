@@ -253,7 +253,7 @@ fn a_wrong_password_is_told_in_words_until_it_is_right() {
 }
 
 #[test]
-fn over_tls_the_named_ca_is_trusted_and_no_other() {
+fn over_tls_certificates_are_shown_on_both_sides_and_only_the_named_ca_is_trusted() {
     let broker = ForeignBroker::encrypted(&["pi-1"]);
     let cluster = broker.cluster("");
     let _slave = broker.slave(&cluster, "pi-1");
@@ -264,6 +264,15 @@ fn over_tls_the_named_ca_is_trusted_and_no_other() {
     wait_until("health says why", || {
         let Finished { code, err, .. } = health(&stranger);
         code == Some(1) && err.contains("not from the CA that is trusted here") && err.contains("cluster.ca_file")
+    });
+    // This one shows the certificate of another CA.
+    for file in ["own.pem", "own.key"] {
+        std::fs::copy(broker.ca_file().with_file_name(file), other.ca_file().with_file_name(file)).unwrap();
+    }
+    let unwanted = other.cluster("");
+    wait_until("health says why", || {
+        let Finished { code, err, .. } = health(&unwanted);
+        code == Some(1) && err.contains("does not accept the certificate") && err.contains("client_certificate")
     });
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -32,7 +33,7 @@ impl ForeignBroker {
         ForeignBroker::with(slaves, false)
     }
 
-    /// The same, with TLS.
+    /// The same, with TLS; it wants to see its clients' certificates too.
     pub(crate) fn encrypted(slaves: &[&str]) -> ForeignBroker {
         ForeignBroker::with(slaves, true)
     }
@@ -97,7 +98,11 @@ impl ForeignBroker {
     /// The section `[cluster]` for this account.
     pub(crate) fn section(&self, account: &str) -> String {
         let (scheme, ca) = match self.tls {
-            true => ("mqtts", format!("ca_file = '{}'\n", self.ca_file().display())),
+            true => ("mqtts", {
+                let path = |name: &str| self.folder.path().join(name).display().to_string();
+                let own = format!("client_certificate = '{}'\nclient_key = '{}'", path("own.pem"), path("own.key"));
+                format!("ca_file = '{}'\n{own}\n", self.ca_file().display())
+            }),
             false => ("mqtt", String::new()),
         };
         format!("[cluster]\nbroker = '{scheme}://{}'\npassword = '{}'\n{ca}", self.address, password(account))
@@ -131,6 +136,7 @@ fn lines(folder: &Path, tls: bool) -> Vec<&'static str> {
     ];
     if tls {
         lines.extend([format!("certfile {}", path("server.pem")), format!("keyfile {}", path("server.key"))]);
+        lines.extend([format!("cafile {}", path("clients.pem")), "require_certificate true".to_owned()]);
     }
     lines.into_iter().map(|line| &*line.leak()).collect()
 }
@@ -152,13 +158,22 @@ fn set_password(folder: &Path, account: &str, password: &str) {
 }
 
 fn make_certificates(folder: &Path, address: SocketAddr) {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
     let mut params = CertificateParams::new(Vec::new()).unwrap();
+    // OpenSSL takes what has its issuer's name for its own issuer.
+    params.distinguished_name.push(DnType::CommonName, "the CA of this test");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new([address.ip().to_string()]).unwrap().signed_by(&key, &ca).unwrap();
-    fs::write(folder.join("ca.pem"), ca.pem()).unwrap();
-    fs::write(folder.join("server.pem"), server.pem()).unwrap();
-    fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
+    // The clients' CA is a file of its own: a test changes the other.
+    for name in ["ca.pem", "clients.pem"] {
+        fs::write(folder.join(name), ca.pem()).unwrap();
+    }
+    for name in ["server", "own"] {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new([address.ip().to_string()]).unwrap().signed_by(&key, &ca).unwrap();
+        fs::write(folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        let path = folder.join(format!("{name}.key"));
+        fs::write(&path, key.serialize_pem()).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
 }

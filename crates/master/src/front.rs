@@ -21,7 +21,7 @@ pub(crate) struct Front {
     /// The way in.
     pub(crate) source: Source,
     pub(crate) view: FrontView,
-    serving: Serving,
+    pub(crate) serving: Serving,
 }
 
 /// What is served until the master stops.
@@ -64,11 +64,6 @@ impl Front {
         let view = FrontView::External(remote.status());
         let serving = Serving::External(Box::new(remote));
         Front { wire: Wire::Remote(sender), source: Source::Remote(arrived), view, serving }
-    }
-
-    /// Takes it apart for those who use its parts.
-    pub(crate) fn split(self) -> (Wire, Source, FrontView, Serving) {
-        (self.wire, self.source, self.view, self.serving)
     }
 }
 

@@ -217,10 +217,10 @@ impl Master {
     /// # Errors
     /// The first part that fails ends the master.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
-        let goodbye = match (&self.front.view, &self.front.wire) {
-            (FrontView::Own { session, .. }, wire @ Wire::Link(_)) => Some((session.clone(), wire.clone())),
-            // It says goodbye itself, when all has been said.
-            _ => None,
+        let goodbye = match &self.front.view {
+            FrontView::Own { session, .. } => Some((session.clone(), self.front.wire.clone())),
+            // The connection to it says goodbye itself, when all has been said.
+            FrontView::External(_) => None,
         };
         let root = self.settings.root.clone();
         let mut running = self.start();
@@ -238,7 +238,7 @@ impl Master {
     fn start(self) -> Running {
         let now = clock::now();
         let http_tls = (!self.http_is_local()).then(|| self.tls.clone());
-        let (wire, source, front, serving) = self.front.split();
+        let Front { wire, source, view: front, serving } = self.front;
         let health = Arc::new(Health::new(now, front.hearing()));
         let counters = Arc::new(MasterCounters::default());
         let (stop_front, stop) = watch::channel(false);

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use rpicluster_client::{BrokerAddress, TrustError};
+use rumqttc::v5::mqttbytes::Error as CodecError;
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rumqttc::v5::{ConnectionError, StateError};
 
@@ -32,7 +33,12 @@ impl Problem {
     /// Why the connection to `broker` failed.
     pub(super) fn of(error: &ConnectionError, broker: &BrokerAddress) -> Problem {
         let passing = |text: String| Problem { text, is_refusal: false };
-        if let Some(trust) = TrustError::of(error) {
+        let below: &(dyn std::error::Error + 'static) = match error {
+            // The library does not name it as a cause.
+            ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(below))) => below,
+            other => other,
+        };
+        if let Some(trust) = TrustError::of(below) {
             let advice = if trust == TrustError::UnknownIssuer { "; cluster.ca_file names the CA" } else { "" };
             return passing(format!("{trust}{advice}"));
         }
@@ -40,6 +46,9 @@ impl Problem {
             ConnectionError::ConnectionRefused(code) => refused(*code),
             ConnectionError::Timeout(_) => passing(format!("{broker} does not answer in time: is the broker running?")),
             ConnectionError::Io(error) => passing(unreachable(error, broker)),
+            ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(error)) | StateError::Io(error)) => {
+                passing(unreachable(error, broker))
+            }
             ConnectionError::MqttState(state) => passing(broken(state)),
             other => passing(bounded(&other.to_string())),
         }
@@ -70,7 +79,7 @@ fn unreachable(error: &std::io::Error, broker: &BrokerAddress) -> String {
         _ if words.contains("lookup") || words.contains("resolve") => {
             format!("the name {} cannot be found ({words}): is cluster.broker right, and does DNS work?", broker.host())
         }
-        _ => format!("cannot reach {broker}: {words}"),
+        _ => format!("the connection to {broker} failed: {words}"),
     }
 }
 
