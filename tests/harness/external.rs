@@ -131,6 +131,7 @@ fn lines(folder: &Path, tls: bool) -> Vec<&'static str> {
         "user root".to_owned(),
         "allow_anonymous false".to_owned(),
         "use_username_as_clientid true".to_owned(),
+        "max_queued_messages 20000".to_owned(),
         format!("acl_file {}", path("acl")),
         format!("password_file {}", path("passwords")),
     ];

@@ -61,8 +61,11 @@ impl Acl<'_> {
              #   password_file {passwords}\n\
              #   acl_file {MOSQUITTO_FOLDER}/rpicluster.acl\n\
              #   use_username_as_clientid true\n\
+             #   max_queued_messages 20000\n\
+             #   set_tcp_nodelay true\n\
              #\n\
-             # The last line keeps each account from taking over the session of another.\n\
+             # The user name as client id keeps each account from taking over the session of another. The last two lines give\n\
+             # room to what 1,000 slaves tell the master at once, and send answers without a pause.\n\
              # Accounts, each with a password of its own; a slave's account is called by its id:\n\
              #\n"
         );
@@ -128,7 +131,9 @@ impl Acl<'_> {
                 "%% Who may do what below {root:?}, for EMQX 5: its file source of authorization (acl.conf), with\n\
                  %%   authorization.no_match = deny\n\
                  %%   mqtt.use_username_as_clientid = true\n\
-                 %% The latter keeps each account from taking over the session of another.\n\
+                 %%   mqtt.max_mqueue_len = 20000\n\
+                 %% The user name as client id keeps each account from taking over the session of another. The last line gives\n\
+                 %% room to what 1,000 slaves tell the master at once.\n\
                  %% Accounts (authentication: password_based, built_in_database), each with a password of its own; a slave's\n\
                  %% account is called by its id: {accounts}.\n\n"
             ),
