@@ -62,7 +62,7 @@ fn a_head_that_is_lost_comes_back_from_a_backup_and_no_slave_joins_anew() {
     for id in ["pi-1", "pi-2"] {
         cluster.wait_until_online(id);
     }
-    let mut publish = tool_at(&cluster, cluster.mqtt, "mosquitto_pub");
+    let mut publish = tool_at(cluster.place(), cluster.mqtt, "mosquitto_pub");
     publish.args(["-t", "a/b", "-m", "hello"]);
     assert_eq!(run(publish).code, Some(0), "the account has its password");
     let mut remote = rpicluster(&Place::Here);

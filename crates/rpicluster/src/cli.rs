@@ -17,8 +17,8 @@ use crate::http::MasterUrl;
 use crate::text::Hidden;
 
 pub(crate) use admin::{
-    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, BackupArgs, EnrolmentArgs, SlavesCommand,
-    TokenArgs, TokenCommand,
+    AccountArgs, AccountCommand, AccountRole, AclArgs, AclFormat, ApiTokenArgs, ApiTokenCommand, BackupArgs,
+    EnrolmentArgs, SlavesCommand, TokenArgs, TokenCommand,
 };
 pub(crate) use jobs::{
     ActionArgs, CancelArgs, JobsArgs, LogsArgs, MapArgs, ProcessArgs, RetryArgs, RunArgs, SubmitArgs, Wait, WorkArgs,
@@ -43,6 +43,7 @@ Examples:
   rpicluster submit job.toml                  a job of several steps; jobs, logs and cancel look after it
   rpicluster backup head.tar                  on the head: all that a new head needs, while the master runs
   rpicluster restore head.tar                 on the new head, before its master starts
+  rpicluster acl --format mosquitto           the rules for a broker of your own ([cluster] broker)
   RPICLUSTER__LOG__LEVEL=debug rpicluster master
                                               any setting from the environment
 
@@ -62,7 +63,7 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the master, with the MQTT broker inside it
+    /// Run the master, with the MQTT broker inside it (unless [cluster] broker names another)
     Master(MasterArgs),
     /// Run the agent of a slave
     Slave(SlaveArgs),
@@ -103,6 +104,8 @@ pub(crate) enum Command {
     Backup(BackupArgs),
     /// Make a backup the state of the master on this machine, which must not run
     Restore(BackupArgs),
+    /// Print the rules and accounts that a broker of your own needs ([cluster] broker)
+    Acl(AclArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
     /// Check the configuration without starting anything
@@ -311,6 +314,8 @@ mod tests {
             "rpicluster slaves label pi-1",
             "rpicluster backup",
             "rpicluster restore a b",
+            "rpicluster acl",
+            "rpicluster acl --format nginx",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");

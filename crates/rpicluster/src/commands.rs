@@ -1,6 +1,7 @@
 //! The commands, one in each file.
 
 mod account;
+mod acl;
 mod api_token;
 mod backup;
 mod check_config;
@@ -44,6 +45,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Token(args) => token::run(args),
         Command::Account(args) => account::run(args),
         Command::ApiToken(args) => api_token::run(args),
+        Command::Acl(args) => acl::run(&args),
         Command::Backup(args) => backup::backup(args),
         Command::Restore(args) => backup::restore(args),
         Command::Health(args) => health::run(args),

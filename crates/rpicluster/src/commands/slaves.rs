@@ -39,10 +39,7 @@ pub(crate) fn run(args: SlavesArgs) -> Result<(), Failure> {
 fn change(client: &MasterClient, command: SlavesCommand) -> Result<(), Failure> {
     match command {
         SlavesCommand::Add { ids, enrolment } => add(client, &ids, enrolment),
-        SlavesCommand::Remove { id } => {
-            client.change("DELETE", &format!("{SLAVES_PATH}/{id}"), None)?;
-            print_line(&format!("slave {id} is removed: its secret opens nothing any more"))
-        }
+        SlavesCommand::Remove { id } => remove(client, &id),
         SlavesCommand::Drain { id, reason, deadline } => {
             let request = DrainRequest { reason, deadline_ms: deadline.map(milliseconds) };
             client.change("POST", &format!("{SLAVES_PATH}/{id}/drain"), Some(&json!(request)))?;
@@ -58,6 +55,19 @@ fn change(client: &MasterClient, command: SlavesCommand) -> Result<(), Failure> 
             print_line(&format!("slave {id} is labelled"))
         }
     }
+}
+
+fn remove(client: &MasterClient, id: &SlaveId) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Removed {
+        note: String,
+    }
+    let answer = client.change("DELETE", &format!("{SLAVES_PATH}/{id}"), None)?;
+    if answer.is_empty() {
+        return print_line(&format!("slave {id} is removed: its secret opens nothing any more"));
+    }
+    // Where others run the broker, something is left to do there.
+    print_line(&client.parse::<Removed>(&answer)?.note)
 }
 
 /// Prints id and secret of each, a line each.

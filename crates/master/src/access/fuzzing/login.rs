@@ -83,6 +83,7 @@ struct Model {
 async fn log_in(mut bytes: Unstructured<'_>) {
     let (inputs, mut changes) = mpsc::channel(1);
     let surroundings = Surroundings {
+        is_external: false,
         root: TopicRoot::default(),
         view: Arc::new(View::new(SLAVES_MAX)),
         engine: inputs.downgrade(),
