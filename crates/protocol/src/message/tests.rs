@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::MESSAGE_BYTES_MAX;
 
 fn from_slave(leaf: Upward, json: &str) -> Envelope<FromSlave> {
     parse_from_slave(leaf, json.as_bytes()).unwrap()
