@@ -7,24 +7,25 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rpicluster_protocol::limits::{KILL_GRACE, PRESENCE_TIMEOUT, RETRY_WAIT_MAX, RETRY_WAIT_MIN};
+use rpicluster_protocol::limits::{
+    KILL_GRACE, PRESENCE_TIMEOUT, RESEND_MAX, RESEND_MIN, RETRY_WAIT_MAX, RETRY_WAIT_MIN,
+};
 use rpicluster_protocol::{
-    AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, RejectReason, SessionId, SlaveId, TaskAck, TaskCancel,
-    TaskFinished, TaskId, TaskLease, TaskOffer, TaskOutput, TaskState, Timestamp, Work,
+    Action, AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, LeasedAttempt, Outcome, RejectReason,
+    SessionId, SlaveId, Stream, TaskAck, TaskCancel, TaskFinished, TaskId, TaskLease, TaskOffer, TaskOutput, TaskState,
+    Timestamp, Work,
 };
 
 use crate::Moment;
 
-mod attempts;
 mod job;
 mod model;
-mod queue;
 mod render;
-mod slaves;
 mod transition;
 
-use job::Job;
+use job::{Job, Taken};
 pub use model::{JobRecord, JobSpec, NodeRecord, Step, Task};
+use render::{Circumstances, render};
 pub use transition::{Cause, TRANSITIONS};
 
 /// How long a task waits that its slave could not begin right now.
@@ -392,6 +393,30 @@ impl Tasks {
         }
     }
 
+    /// Asks the slave of an open attempt to end it.
+    fn cancel(&mut self, now: Now, id: TaskId, effects: &mut Effects) {
+        let Some(task) = self.task_mut(id) else { return };
+        if !task.is_open() {
+            return;
+        }
+        if !task.cancel {
+            task.cancel = true;
+            effects.push(TaskEffect::RememberTask(id));
+        }
+        self.send_cancel(now, id, effects);
+    }
+
+    fn send_cancel(&mut self, now: Now, id: TaskId, effects: &mut Effects) {
+        let Some(key) = self.key(id) else { return };
+        let Some(open) = self.open.get_mut(&id) else { return };
+        // A slave that is away is told after its journal.
+        if self.nodes.get(&open.slave).is_some_and(|node| node.ready) {
+            effects.push(TaskEffect::Cancel(open.slave.clone(), TaskCancel { key }));
+            open.resend = Some((now.moment + RESEND_MIN, RESEND_MIN));
+            self.arm(id);
+        }
+    }
+
     fn retry_job(&mut self, now: Now, id: JobId, failed_only: bool, effects: &mut Effects) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         // Tasks that never began because an earlier step failed go with it.
@@ -419,6 +444,444 @@ impl Tasks {
             self.queue_all(id, step);
             self.arm_overdue(now, id, step, Duration::ZERO);
         }
+    }
+
+    fn slave_up(&mut self, slave: SlaveId, session: SessionId, slots: u32) {
+        let node = self.nodes.entry(slave.clone()).or_default();
+        node.slots = slots;
+        if node.session.as_ref() != Some(&session) {
+            node.session = Some(session);
+            node.ready = false;
+        }
+        self.hungry.insert(slave);
+    }
+
+    fn slave_down(&mut self, now: Now, slave: &SlaveId, effects: &mut Effects) {
+        let Some(node) = self.nodes.get_mut(slave) else { return };
+        (node.session, node.ready) = (None, false);
+        let (open, steps) = (node.open.clone(), node.steps.clone());
+        for id in open {
+            let Some(task) = self.task(id) else { continue };
+            let powers_off = matches!(self.work(id), Some(Work::Action { action: Action::Shutdown }));
+            if task.state == TaskState::Running && powers_off {
+                if let Some(finished) = self.gone_as_told(id) {
+                    self.settle(now, id, finished, effects);
+                }
+            } else if task.state != TaskState::Unknown {
+                self.set(now, id, Cause::SlaveGone, TaskState::Unknown, effects);
+            }
+        }
+        for (job, step) in steps {
+            self.expire(now, job, step, effects);
+        }
+    }
+
+    /// A shutdown has succeeded when the slave is gone: it cannot say so itself.
+    fn gone_as_told(&self, id: TaskId) -> Option<Box<TaskFinished>> {
+        let task = self.task(id)?;
+        Some(Box::new(TaskFinished {
+            key: self.key(id)?,
+            seq: 2,
+            outcome: Outcome::Succeeded,
+            exit_code: None,
+            signal: None,
+            reason: None,
+            duration_ms: 0,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            truncated: false,
+            cpu_ms: None,
+            memory_peak: None,
+            result: None,
+        }))
+    }
+
+    fn slave_removed(&mut self, now: Now, slave: &SlaveId, effects: &mut Effects) {
+        let Some(node) = self.nodes.remove(slave) else { return };
+        effects.push(TaskEffect::RememberNode(slave.clone()));
+        self.hungry.remove(slave);
+        let mut withdrawn = Vec::new();
+        for (job, step) in node.listed {
+            let Some(found) = self.jobs.get(&job) else { continue };
+            let Some(definition) = found.step(step) else { continue };
+            if definition.inputs.is_none() {
+                let place = definition.slaves.binary_search(slave).ok();
+                withdrawn.extend(place.map(|place| TaskId { job, index: found.range(step).start + place as u32 }));
+            } else if !definition.slaves.iter().any(|other| self.nodes.contains_key(other)) {
+                withdrawn.extend(found.range(step).map(|index| TaskId { job, index }));
+            }
+        }
+        for id in node.open {
+            if let Some(task) = self.task_mut(id) {
+                task.reason = Some("the slave was removed".to_owned());
+            }
+            self.lose(now, id, Cause::Lost, effects);
+        }
+        for id in withdrawn {
+            self.withdraw(now, id, "the slave was removed", effects);
+        }
+    }
+
+    fn journal(
+        &mut self,
+        now: Now,
+        slave: &SlaveId,
+        session: &SessionId,
+        journal: JournalId,
+        entries: Vec<JournalEntry>,
+        effects: &mut Effects,
+    ) {
+        let Some(node) = self.nodes.get_mut(slave) else { return };
+        if node.session.as_ref() != Some(session) {
+            return;
+        }
+        let is_another = node.journal.is_some_and(|known| known != journal);
+        if node.journal != Some(journal) {
+            node.journal = Some(journal);
+            effects.push(TaskEffect::RememberNode(slave.clone()));
+        }
+        let held: HashSet<AttemptKey> = entries.iter().map(JournalEntry::key).collect();
+        for entry in entries {
+            self.event(now, slave, entry, effects);
+        }
+        let open = self.nodes.get(slave).map(|node| node.open.clone()).unwrap_or_default();
+        for id in open {
+            let (Some(key), Some(open)) = (self.key(id), self.open.get(&id)) else { continue };
+            // What was offered in this session may still be on its way.
+            if held.contains(&key) || open.session.as_ref() == Some(session) {
+                continue;
+            }
+            if self.task(id).is_some_and(|task| task.started) || is_another {
+                let reason = if is_another { "the slave's journal is gone" } else { "the slave does not know of it" };
+                if let Some(task) = self.task_mut(id) {
+                    task.reason = Some(reason.to_owned());
+                }
+                self.lose(now, id, Cause::JournalGone, effects);
+            } else {
+                self.give_back(now, id, Cause::NeverBegan, effects);
+            }
+        }
+        if let Some(node) = self.nodes.get_mut(slave) {
+            node.ready = true;
+        }
+        let open = self.nodes.get(slave).map(|node| node.open.clone()).unwrap_or_default();
+        for id in open {
+            if self.task(id).is_some_and(|task| task.cancel) {
+                self.send_cancel(now, id, effects);
+            }
+        }
+        self.hungry.insert(slave.clone());
+    }
+
+    /// An attempt that never began ends without a trace: its task is queued again, without a retry lost.
+    fn give_back(&mut self, now: Now, id: TaskId, cause: Cause, effects: &mut Effects) {
+        self.close(id);
+        let withdrawn = self.is_withdrawn(id);
+        let Some(task) = self.task_mut(id) else { return };
+        if task.cancel || withdrawn.is_some() {
+            task.reason = Some(withdrawn.unwrap_or_else(|| "it was canceled before it began".to_owned()));
+            self.set(now, id, cause, TaskState::Canceled, effects);
+        } else if cause == Cause::Declined {
+            self.set(now, id, cause, TaskState::Backoff, effects);
+            self.timers.insert((now.moment + DECLINED_WAIT, Timer::Backoff(id)));
+        } else {
+            self.set(now, id, cause, TaskState::Queued, effects);
+            self.queue(id);
+        }
+    }
+
+    /// Why a task is not to be tried (again), if it is not.
+    fn is_withdrawn(&self, id: TaskId) -> Option<String> {
+        let job = self.jobs.get(&id.job)?;
+        if job.canceled {
+            return Some("the job was canceled".to_owned());
+        }
+        let (step, _) = job.spec.locate(id.index)?;
+        job.steps.get(step as usize)?.stopped.clone()
+    }
+
+    fn event(&mut self, now: Now, slave: &SlaveId, event: JournalEntry, effects: &mut Effects) {
+        let (key, id) = (event.key(), event.key().task);
+        let is_latest = self.task(id).is_some_and(|task| {
+            key.epoch == self.epoch && key.attempt == task.attempt && task.slave.as_ref() == Some(slave)
+        });
+        if !is_latest {
+            return self.stale_event(slave, event, effects);
+        }
+        let Some(task) = self.task_mut(id) else { return };
+        let (state, is_open) = (task.state, task.is_open());
+        match event {
+            JournalEntry::Started(started) => {
+                if is_open {
+                    let is_news = !task.started;
+                    task.started = true;
+                    if is_news {
+                        task.started_at = Some(now.wall);
+                    }
+                    if state != TaskState::Running {
+                        self.set(now, id, Cause::Started, TaskState::Running, effects);
+                    }
+                    self.answered(id);
+                } else if !state.has_ended() || state == TaskState::Lost {
+                    // It was given up for lost. What runs nevertheless is ended, and tells then.
+                    effects.push(TaskEffect::Cancel(slave.clone(), TaskCancel { key }));
+                }
+                self.acknowledge(slave, key, started.seq, effects);
+            }
+            JournalEntry::Rejected(rejected) => {
+                let seq = rejected.seq;
+                if is_open {
+                    match rejected.reason {
+                        RejectReason::Stale | RejectReason::Busy => self.give_back(now, id, Cause::Declined, effects),
+                        reason => {
+                            task.reason = Some(rejected.detail.unwrap_or_else(|| reject_words(reason).to_owned()));
+                            self.close(id);
+                            self.set(now, id, Cause::Rejected, TaskState::Rejected, effects);
+                        }
+                    }
+                }
+                self.acknowledge(slave, key, seq, effects);
+            }
+            JournalEntry::Finished(finished) => {
+                let is_complete = finished.stdout <= task.stdout && finished.stderr <= task.stderr;
+                if is_open && !is_complete {
+                    if let Some(open) = self.open.get_mut(&id) {
+                        open.pending = Some(finished);
+                    }
+                    return self.answered(id);
+                }
+                if matches!(state, TaskState::Lost | TaskState::Backoff | TaskState::Queued) && !is_complete {
+                    // It is told again, until its output has come.
+                    return;
+                }
+                let seq = finished.seq;
+                if is_open || matches!(state, TaskState::Lost | TaskState::Backoff | TaskState::Queued) {
+                    self.settle(now, id, finished, effects);
+                } else {
+                    effects.push(TaskEffect::LateResult(finished));
+                }
+                self.acknowledge(slave, key, seq, effects);
+            }
+        }
+    }
+
+    /// What is said of an attempt that is not the latest of a task: it must not run, and may be forgotten.
+    fn stale_event(&mut self, slave: &SlaveId, event: JournalEntry, effects: &mut Effects) {
+        let (key, seq) = (event.key(), event.seq());
+        let (stdout, stderr) = match event {
+            JournalEntry::Started(_) => {
+                effects.push(TaskEffect::Cancel(slave.clone(), TaskCancel { key }));
+                return;
+            }
+            JournalEntry::Rejected(_) => (0, 0),
+            JournalEntry::Finished(finished) => {
+                let totals = (finished.stdout, finished.stderr);
+                if key.epoch == self.epoch {
+                    effects.push(TaskEffect::LateResult(finished));
+                }
+                totals
+            }
+        };
+        effects.push(TaskEffect::Ack(slave.clone(), TaskAck { key, seq, stdout, stderr }));
+    }
+
+    /// The slave spoke of the attempt: nothing needs to be said again, but for a cancel.
+    fn answered(&mut self, id: TaskId) {
+        let cancel = self.task(id).is_some_and(|task| task.cancel);
+        if let Some(open) = self.open.get_mut(&id)
+            && !cancel
+        {
+            open.resend = None;
+        }
+    }
+
+    fn acknowledge(&self, slave: &SlaveId, key: AttemptKey, seq: u32, effects: &mut Effects) {
+        let (stdout, stderr) = self.task(key.task).map_or((0, 0), |task| (task.stdout, task.stderr));
+        effects.push(TaskEffect::Ack(slave.clone(), TaskAck { key, seq, stdout, stderr }));
+    }
+
+    /// The outcome of the latest attempt.
+    fn settle(&mut self, now: Now, id: TaskId, finished: Box<TaskFinished>, effects: &mut Effects) {
+        let outcome = finished.outcome;
+        let Some(task) = self.task_mut(id) else { return };
+        let before = task.state;
+        if matches!(before, TaskState::Backoff | TaskState::Queued) && outcome != Outcome::Succeeded {
+            // It is about to be tried again, whatever this attempt came to.
+            return effects.push(TaskEffect::LateResult(finished));
+        }
+        task.reason = finished.reason.clone();
+        task.gap |= finished.truncated;
+        task.result = Some(finished);
+        self.close(id);
+        let (cause, to) = match outcome {
+            Outcome::Succeeded => (Cause::Succeeded, TaskState::Succeeded),
+            Outcome::Failed => (Cause::Failed, TaskState::Failed),
+            Outcome::TimedOut => (Cause::TimedOut, TaskState::TimedOut),
+            Outcome::Canceled => (Cause::Canceled, TaskState::Canceled),
+            Outcome::Lost if before == TaskState::Lost => return effects.push(TaskEffect::RememberTask(id)),
+            Outcome::Lost => return self.lose(now, id, Cause::Lost, effects),
+        };
+        let may_retry = matches!(outcome, Outcome::Failed | Outcome::TimedOut) && before != TaskState::Lost;
+        if may_retry && self.retry_later(now, id, cause, effects) {
+            return;
+        }
+        self.set(now, id, cause, to, effects);
+    }
+
+    /// Nobody knows how far the latest attempt came.
+    fn lose(&mut self, now: Now, id: TaskId, cause: Cause, effects: &mut Effects) {
+        self.close(id);
+        let idempotent = self.step_of(id).is_some_and(|step| step.idempotent);
+        if !(idempotent && self.retry_later(now, id, cause, effects)) {
+            self.set(now, id, cause, TaskState::Lost, effects);
+        }
+    }
+
+    /// Lets the task wait for another attempt, if its job allows one.
+    fn retry_later(&mut self, now: Now, id: TaskId, cause: Cause, effects: &mut Effects) -> bool {
+        let retries = self.step_of(id).map_or(0, |step| step.retries);
+        let withdrawn = self.is_withdrawn(id).is_some();
+        let epoch = self.epoch;
+        let Some(task) = self.task_mut(id) else { return false };
+        if task.cancel || withdrawn || task.failures >= retries {
+            return false;
+        }
+        task.failures += 1;
+        let wait = retry_wait(epoch, id, task.failures);
+        effects.extend(task.result.clone().map(TaskEffect::LateResult));
+        self.set(now, id, cause, TaskState::Backoff, effects);
+        self.timers.insert((now.moment + wait, Timer::Backoff(id)));
+        true
+    }
+
+    fn output(&mut self, now: Now, slave: &SlaveId, output: TaskOutput, effects: &mut Effects) {
+        let (key, id) = (output.key, output.key.task);
+        let epoch = self.epoch;
+        let end = output.offset.saturating_add(output.data.len() as u64);
+        let latest = self
+            .task_mut(id)
+            .filter(|task| key.epoch == epoch && key.attempt == task.attempt && task.slave.as_ref() == Some(slave));
+        let Some(task) = latest else {
+            // Nobody asks for it any more: let the slave forget it.
+            let (stdout, stderr) = if output.stream == Stream::Stdout { (end, 0) } else { (0, end) };
+            effects.push(TaskEffect::Ack(slave.clone(), TaskAck { key, seq: 0, stdout, stderr }));
+            return;
+        };
+        let recorded = match output.stream {
+            Stream::Stdout => &mut task.stdout,
+            Stream::Stderr => &mut task.stderr,
+        };
+        let is_jump = output.offset > *recorded;
+        if (!is_jump || output.gap) && end > *recorded {
+            let known = recorded.saturating_sub(output.offset) as usize;
+            *recorded = end;
+            task.gap |= is_jump;
+            let data = output.data.get(known..).unwrap_or_default().to_vec();
+            effects.push(TaskEffect::Output(TaskOutput {
+                offset: output.offset + known as u64,
+                gap: is_jump,
+                data,
+                ..output
+            }));
+            effects.push(TaskEffect::RememberTask(id));
+        }
+        let (stdout, stderr) = (task.stdout, task.stderr);
+        let pending = self
+            .open
+            .get_mut(&id)
+            .and_then(|open| open.pending.take_if(|finished| finished.stdout <= stdout && finished.stderr <= stderr));
+        let seq = match pending {
+            Some(finished) => {
+                let seq = finished.seq;
+                self.settle(now, id, finished, effects);
+                seq
+            }
+            None => 0,
+        };
+        effects.push(TaskEffect::Ack(slave.clone(), TaskAck { key, seq, stdout, stderr }));
+    }
+
+    fn renew(&mut self, now: Now, slave: SlaveId, lease: TaskLease, effects: &mut Effects) {
+        let until = now.moment + master_lease(self.lease);
+        let mut renewed = Vec::new();
+        for attempt in lease.attempts {
+            let LeasedAttempt { task: id, attempt: number } = attempt;
+            let is_latest = lease.epoch == self.epoch && self.task(id).is_some_and(|task| task.attempt == number);
+            match self.open.get_mut(&id).filter(|open| is_latest && open.slave == slave) {
+                Some(open) => {
+                    open.lease_until = until;
+                    renewed.push(attempt);
+                }
+                // It is not known, or was given up.
+                None => {
+                    let key = AttemptKey { task: id, attempt: number, epoch: lease.epoch };
+                    let has_ended = is_latest
+                        && self.task(id).is_some_and(|task| task.state.has_ended() && task.state != TaskState::Lost);
+                    if !has_ended {
+                        effects.push(TaskEffect::Cancel(slave.clone(), TaskCancel { key }));
+                    }
+                }
+            }
+        }
+        effects.push(TaskEffect::LeaseAck(slave, TaskLease { attempts: renewed, ..lease }));
+    }
+
+    /// The timer of an open attempt: its lease is over, or something is to be said again, or neither yet.
+    fn attempt_due(&mut self, now: Now, id: TaskId, effects: &mut Effects) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        if open.lease_until <= now.moment {
+            if let Some(finished) = open.pending.take() {
+                // Its end is known; that output is missing is shown.
+                if let Some(task) = self.task_mut(id) {
+                    task.gap = true;
+                }
+                return self.settle(now, id, finished, effects);
+            }
+            if let Some(task) = self.task_mut(id) {
+                task.reason = Some("its lease is over: nothing was heard of it".to_owned());
+            }
+            return self.lose(now, id, Cause::Lost, effects);
+        }
+        if let Some((at, wait)) = open.resend
+            && at <= now.moment
+        {
+            let wait = (wait * 2).min(RESEND_MAX);
+            open.resend = Some((now.moment + wait, wait));
+            let slave = open.slave.clone();
+            self.say_again(id, slave, effects);
+        }
+        self.arm(id);
+    }
+
+    fn say_again(&self, id: TaskId, slave: SlaveId, effects: &mut Effects) {
+        let (Some(key), Some(task)) = (self.key(id), self.task(id)) else { return };
+        let Some(node) = self.nodes.get(&slave).filter(|node| node.ready) else { return };
+        if task.cancel {
+            effects.push(TaskEffect::Cancel(slave, TaskCancel { key }));
+        } else if task.state == TaskState::Offered
+            && let Some(session) = node.session.clone()
+            && let Some(offer) = self.offer(id, key, session)
+        {
+            effects.push(TaskEffect::Offer(slave, offer));
+        }
+    }
+
+    /// Keeps one entry in the table of timers for an open attempt.
+    fn arm(&mut self, id: TaskId) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        self.timers.remove(&(open.timer, Timer::Attempt(id)));
+        open.timer = open.resend.map_or(open.lease_until, |(at, _)| at.min(open.lease_until));
+        self.timers.insert((open.timer, Timer::Attempt(id)));
+    }
+
+    /// The attempt is not with a slave any more.
+    fn close(&mut self, id: TaskId) {
+        let Some(open) = self.open.remove(&id) else { return };
+        self.timers.remove(&(open.timer, Timer::Attempt(id)));
+        if let Some(node) = self.nodes.get_mut(&open.slave) {
+            node.open.remove(&id);
+        }
+        self.hungry.insert(open.slave);
     }
 
     /// Puts a task into another state, with all that follows for its step and its job.
@@ -513,6 +976,116 @@ impl Tasks {
             task.reason = Some("no slave for it was online in time".to_owned());
             self.set(now, id, Cause::Expired, TaskState::Expired, effects);
         }
+    }
+
+    /// Puts all queued tasks of a step where slaves look for them.
+    fn queue_all(&mut self, id: JobId, step: u32) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.step(step).is_some_and(|step| step.inputs.is_some()) {
+            let queued = |index: &u32| job.tasks.get(*index as usize).is_some_and(|t| t.state == TaskState::Queued);
+            let shared = job.range(step).filter(queued).collect();
+            if let Some(state) = job.steps.get_mut(step as usize) {
+                state.shared = shared;
+            }
+        }
+        self.list(id, step);
+    }
+
+    /// Puts one queued task where slaves look for it.
+    fn queue(&mut self, id: TaskId) {
+        let Some(job) = self.jobs.get_mut(&id.job) else { return };
+        let Some((step, _)) = job.spec.locate(id.index) else { return };
+        if let Some(slave) = job.spec.pinned(id.index).cloned() {
+            return self.list_for(slave, id.job, step);
+        }
+        let Some(state) = job.steps.get_mut(step as usize) else { return };
+        state.shared.push_back(id.index);
+        if state.shared.len() == 1 {
+            self.list(id.job, step);
+        }
+    }
+
+    fn list(&mut self, job: JobId, step: u32) {
+        let slaves = self.jobs.get(&job).and_then(|job| job.step(step)).map(|step| step.slaves.clone());
+        slaves.into_iter().flatten().for_each(|slave| self.list_for(slave, job, step));
+    }
+
+    fn list_for(&mut self, slave: SlaveId, job: JobId, step: u32) {
+        let node = self.nodes.entry(slave.clone()).or_default();
+        if node.listed.insert((job, step)) {
+            node.steps.push_back((job, step));
+        }
+        self.hungry.insert(slave);
+    }
+
+    /// Gives slaves with free slots what waits for them.
+    fn feed(&mut self, now: Now, effects: &mut Effects) {
+        while let Some(slave) = self.hungry.pop_first() {
+            while let Some(id) = self.next_task(&slave) {
+                self.begin(now, id, &slave, effects);
+            }
+        }
+    }
+
+    /// A task that the slave can begin now. Jobs take turns.
+    fn next_task(&mut self, slave: &SlaveId) -> Option<TaskId> {
+        let node = self.nodes.get_mut(slave)?;
+        if !node.ready || node.drain.is_some() || node.open.len() >= node.slots as usize {
+            return None;
+        }
+        for _ in 0..node.steps.len() {
+            let (id, step) = node.steps.pop_front()?;
+            match self.jobs.get_mut(&id).map_or(Taken::Nothing, |job| job.take(step, slave)) {
+                Taken::Task(index) => {
+                    node.steps.push_back((id, step));
+                    return Some(TaskId { job: id, index });
+                }
+                Taken::Later => node.steps.push_back((id, step)),
+                Taken::Nothing => drop(node.listed.remove(&(id, step))),
+            }
+        }
+        None
+    }
+
+    fn begin(&mut self, now: Now, id: TaskId, slave: &SlaveId, effects: &mut Effects) {
+        let Some(session) = self.nodes.get(slave).and_then(|node| node.session.clone()) else { return };
+        let Some(task) = self.task_mut(id) else { return };
+        *task = Task {
+            state: task.state,
+            attempt: task.attempt.saturating_add(1),
+            failures: task.failures,
+            slave: Some(slave.clone()),
+            ..Task::new()
+        };
+        self.set(now, id, Cause::Offer, TaskState::Offered, effects);
+        let lease_until = now.moment + master_lease(self.lease);
+        let open = Open {
+            slave: slave.clone(),
+            session: Some(session.clone()),
+            lease_until,
+            resend: Some((now.moment + RESEND_MIN, RESEND_MIN)),
+            timer: lease_until,
+            pending: None,
+        };
+        self.open.insert(id, open);
+        self.arm(id);
+        if let Some(node) = self.nodes.get_mut(slave) {
+            node.open.insert(id);
+        }
+        if let Some(offer) = self.key(id).and_then(|key| self.offer(id, key, session)) {
+            effects.push(TaskEffect::Offer(slave.clone(), offer));
+        }
+    }
+
+    fn offer(&self, id: TaskId, key: AttemptKey, session: SessionId) -> Option<Box<TaskOffer>> {
+        let job = self.jobs.get(&id.job)?;
+        let (step, place) = job.spec.locate(id.index)?;
+        let slave = job.tasks.get(id.index as usize)?.slave.as_ref()?;
+        let with = Circumstances { input: job.spec.input(id.index), number: place + 1, slave };
+        let spec = render(&job.step(step)?.spec, with);
+        // A lease is minutes.
+        let lease_ms = self.lease.as_millis() as u64;
+        Some(Box::new(TaskOffer { key, session, lease_ms, spec }))
     }
 
     fn key(&self, id: TaskId) -> Option<AttemptKey> {
