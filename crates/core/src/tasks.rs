@@ -697,8 +697,9 @@ impl Tasks {
                     }
                     self.answered(id);
                 } else if !state.has_ended() || state == TaskState::Lost {
-                    // It was given up for lost. What runs nevertheless is ended, and tells then.
-                    effects.push(TaskEffect::Cancel(slave.clone(), TaskCancel { key }));
+                    // It was given up. What runs nevertheless is ended and tells then; until that is known, nothing is
+                    // acknowledged: the number could be that of its end.
+                    return effects.push(TaskEffect::Cancel(slave.clone(), TaskCancel { key }));
                 }
                 self.acknowledge(slave, key, started.seq, effects);
             }

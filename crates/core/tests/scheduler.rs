@@ -10,7 +10,7 @@ use rpicluster_core::tasks::{JobRecord, JobSpec, NodeRecord, Now, Step, Task, Ta
 use rpicluster_protocol::limits::{KILL_GRACE, OUTPUT_LIMIT, RESEND_MAX, RESEND_MIN, RETRY_WAIT_MAX};
 use rpicluster_protocol::{
     Action, AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, Outcome, RejectReason, SessionId, SlaveId,
-    TaskFinished, TaskId, TaskOffer, TaskRejected, TaskSpec, TaskStarted, TaskState, Timestamp, Work,
+    TaskAck, TaskFinished, TaskId, TaskOffer, TaskRejected, TaskSpec, TaskStarted, TaskState, Timestamp, Work,
 };
 
 const EPOCH: Epoch = Epoch(7);
@@ -27,6 +27,9 @@ struct Desk {
     offers: Vec<(Duration, String, TaskOffer)>,
     cancels: Vec<AttemptKey>,
     announces: Vec<Duration>,
+    acks: Vec<TaskAck>,
+    /// Ends that are written beside their task.
+    late: Vec<AttemptKey>,
 }
 
 impl Desk {
@@ -40,6 +43,8 @@ impl Desk {
             offers: Vec::new(),
             cancels: Vec::new(),
             announces: Vec::new(),
+            acks: Vec::new(),
+            late: Vec::new(),
         }
     }
 
@@ -81,6 +86,8 @@ impl Desk {
                 TaskEffect::Offer(slave, offer) => self.offers.push((self.now, slave.as_str().to_owned(), *offer)),
                 TaskEffect::Cancel(_, cancel) => self.cancels.push(cancel.key),
                 TaskEffect::Announce(_) => self.announces.push(self.now),
+                TaskEffect::Ack(_, ack) => self.acks.push(ack),
+                TaskEffect::LateResult(finished) => self.late.push(finished.key),
                 _ => {}
             }
         }
@@ -300,7 +307,7 @@ fn a_drain_takes_back_what_has_not_begun() {
     desk.handle(TaskInput::Drain(slave("a"), "repair".to_owned(), None));
     assert_eq!(desk.cancels, [key(1, 1), key(2, 1)]);
     desk.event("a", finished(1, 1, 1, Outcome::Canceled));
-    assert_eq!(desk.state(1), TaskState::Queued);
+    assert_eq!((desk.state(1), desk.late.as_slice()), (TaskState::Queued, &[key(1, 1)][..]));
     desk.pass(RESEND_MIN);
     assert_eq!(desk.cancels[2..], [key(2, 1)], "an unanswered cancel is said again, and no offer");
     assert_eq!(desk.offered(), []);
@@ -455,6 +462,21 @@ fn a_late_result_that_makes_another_of_an_ended_job_is_written() {
     desk.event("a", finished(0, 1, 2, Outcome::Succeeded));
     assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Succeeded);
     assert!(desk.jobs.contains_key(&JOB), "its record was not written again");
+}
+
+#[test]
+fn what_was_given_up_is_ended_and_its_beginning_not_acknowledged() {
+    let mut desk = Desk::new();
+    desk.ready("a", 1);
+    desk.submit(vec![step(&["a"], None)]);
+    desk.event("a", started(0, 1));
+    desk.pass(lease_over());
+    (desk.acks, desk.cancels) = (Vec::new(), Vec::new());
+    // If the slave does not know it either, its end will have this number.
+    desk.event("a", started(0, 1));
+    assert_eq!((desk.cancels.as_slice(), desk.acks.len()), (&[key(0, 1)][..], 0));
+    desk.event("a", finished(0, 1, 1, Outcome::Canceled));
+    assert_eq!((desk.state(0), desk.acks.len()), (TaskState::Canceled, 1));
 }
 
 #[test]

@@ -60,7 +60,8 @@ impl Tasks {
     pub(super) fn take_back(&mut self, now: Now, id: TaskId, effects: &mut Effects) {
         self.recalled.remove(&id);
         if let Some(task) = self.task_mut(id) {
-            (task.result, task.reason) = (None, None);
+            task.reason = None;
+            effects.extend(task.result.take().map(TaskEffect::LateResult));
         }
         self.give_back(now, id, Cause::NeverBegan, effects);
     }
