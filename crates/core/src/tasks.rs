@@ -18,18 +18,23 @@ use rpicluster_protocol::{
 
 use crate::Moment;
 
+mod drain;
 mod job;
 mod model;
 mod render;
 mod transition;
+mod waiting;
 
 use job::{Job, Taken};
 pub use model::{JobRecord, JobSpec, NodeRecord, Step, Task};
 use render::{Circumstances, render};
 pub use transition::{Cause, TRANSITIONS};
 
-/// How long a task waits that its slave could not begin right now.
+/// How long a task waits first that its slave could not begin right now; it doubles up to [`RESEND_MAX`].
 const DECLINED_WAIT: Duration = Duration::from_secs(1);
+
+/// So often a task may be declined: a slave that never has room is no slave for it.
+const DECLINED_MAX: u32 = 50;
 
 /// How many tasks are kept, with their jobs, after the end because the slave of a lost one may still tell how it went.
 const KEPT_TASKS_MAX: usize = 100_000;
@@ -64,6 +69,8 @@ pub enum TaskInput {
     Undrain(SlaveId),
     /// A slave is no more of the cluster.
     SlaveRemoved(SlaveId),
+    /// The master was away for so long: nobody could be heard, or what was decided could not be written and said.
+    Paused(Duration),
 }
 
 /// What is to be done.
@@ -87,6 +94,8 @@ pub enum TaskEffect {
     Ack(SlaveId, TaskAck),
     /// Tell a slave.
     LeaseAck(SlaveId, TaskLease),
+    /// Ask a slave for its journal, which has not come.
+    Announce(SlaveId),
 }
 
 /// When something happens, by both clocks: decisions rest on the first, the second is for people.
@@ -114,22 +123,40 @@ pub struct Tasks {
     /// Ended jobs with lost tasks, the oldest first, and how many tasks they have.
     kept: VecDeque<JobId>,
     kept_tasks: usize,
+    /// Steps with a free place in their batch for which slaves wait.
+    freed: BTreeSet<(JobId, u32)>,
+    /// Attempts that are to be taken back, because their slave is drained and they had not begun.
+    recalled: HashSet<TaskId>,
+    /// How often a task was declined in turn.
+    declined: HashMap<TaskId, u32>,
+    /// What may still run on a slave that was removed: no other attempt before that.
+    embargoes: HashMap<TaskId, Moment>,
 }
 
 /// A slave, as far as tasks go.
 #[derive(Debug, Default)]
 struct Node {
+    /// Its latest session.
     session: Option<SessionId>,
+    online: bool,
+    /// Since when it is not.
+    away_since: Moment,
     /// The journal of this session has been handled.
     ready: bool,
+    /// When it is asked for its journal (again), and how long to wait then.
+    announce: Option<(Moment, Duration)>,
     slots: u32,
     journal: Option<JournalId>,
     drain: Option<String>,
+    /// When what still runs is ended.
+    drain_until: Option<Timestamp>,
     /// Its attempts that have not ended.
     open: BTreeSet<TaskId>,
+    /// The one of them that boots the machine or powers it off.
+    alone: Option<TaskId>,
     /// Steps that may have something for it, in turn.
     steps: VecDeque<(JobId, u32)>,
-    listed: HashSet<(JobId, u32)>,
+    listed: BTreeSet<(JobId, u32)>,
 }
 
 /// An attempt that is with a slave.
@@ -153,6 +180,7 @@ enum Timer {
     Backoff(TaskId),
     Overdue(JobId, u32),
     Drain(SlaveId),
+    Announce(SlaveId),
 }
 
 type Effects = Vec<TaskEffect>;
@@ -171,14 +199,24 @@ impl Tasks {
             ended: Vec::new(),
             kept: VecDeque::new(),
             kept_tasks: 0,
+            freed: BTreeSet::new(),
+            recalled: HashSet::new(),
+            declined: HashMap::new(),
+            embargoes: HashMap::new(),
         }
     }
 
-    /// Takes back a slave that was remembered.
+    /// Takes back a slave that was remembered: all slaves before the first job.
     pub fn restore_node(&mut self, record: NodeRecord) {
+        if record.drain_until.is_some() {
+            // At the first opportunity it is seen how long that still is.
+            self.timers.insert((Moment::default(), Timer::Drain(record.slave.clone())));
+        }
         let node = self.nodes.entry(record.slave).or_default();
         node.journal = record.journal;
+        node.session = record.session;
         node.drain = record.drain;
+        node.drain_until = record.drain_until;
     }
 
     /// Takes back a job and those of its tasks that were remembered. Every lease starts anew in full, and tasks that wait
@@ -208,19 +246,33 @@ impl Tasks {
                     let Some(slave) = task.slave.clone() else { continue };
                     // Nobody can say where it stands before the slave's journal has come.
                     let lease_until = now.moment + master_lease(self.lease);
+                    let node = self.nodes.entry(slave.clone()).or_default();
+                    // With a broker that others run, the session may go on, and the offer may be on its way in it.
                     let open = Open {
-                        slave: slave.clone(),
-                        session: None,
+                        slave,
+                        session: node.session.clone(),
                         lease_until,
-                        resend: None,
+                        resend: (!task.started || task.cancel).then_some((now.moment + RESEND_MIN, RESEND_MIN)),
                         timer: lease_until,
                         pending: None,
                     };
+                    node.open.insert(id);
+                    if job.spec.is_alone(id.index) {
+                        node.alone = Some(id);
+                    }
+                    if node.drain.is_some() && !task.started && !task.cancel {
+                        self.recalled.insert(id);
+                    }
                     self.timers.insert((lease_until, Timer::Attempt(id)));
                     self.open.insert(id, open);
-                    self.nodes.entry(slave).or_default().open.insert(id);
                 }
-                TaskState::Backoff => drop(self.timers.insert((now.moment, Timer::Backoff(id)))),
+                TaskState::Backoff => {
+                    let is_known = |slave| self.nodes.get(slave).is_some_and(|node| node.journal.is_some());
+                    if !task.slave.as_ref().is_some_and(is_known) {
+                        self.embargoes.insert(id, now.moment + master_lease(self.lease));
+                    }
+                    self.timers.insert((now.moment, Timer::Backoff(id)));
+                }
                 _ => {}
             }
         }
@@ -228,7 +280,7 @@ impl Tasks {
         self.jobs.insert(id, job);
         for step in 0..steps {
             self.queue_all(id, step);
-            self.arm_overdue(now, id, step, PRESENCE_TIMEOUT);
+            self.begin_waiting(now, id, step, PRESENCE_TIMEOUT);
             self.judge_failures(now, id, step, effects);
         }
     }
@@ -237,8 +289,11 @@ impl Tasks {
     /// its job: its slave may still tell how it went.
     pub fn forget_ended(&mut self) {
         for id in std::mem::take(&mut self.ended) {
-            let Some(job) = self.jobs.get(&id).filter(|job| job.ended.is_some()) else { continue };
-            if job.counts.contains_key(&TaskState::Lost) {
+            let Some(job) = self.jobs.get_mut(&id).filter(|job| job.ended.is_some()) else { continue };
+            if job.kept {
+                // It is in the list already, and goes when its turn comes.
+            } else if job.counts.contains_key(&TaskState::Lost) {
+                job.kept = true;
                 self.kept.push_back(id);
                 self.kept_tasks += job.tasks.len();
             } else {
@@ -248,10 +303,10 @@ impl Tasks {
         while self.kept_tasks > KEPT_TASKS_MAX
             && let Some(oldest) = self.kept.pop_front()
         {
-            let is_over = self.jobs.get(&oldest).is_some_and(|job| job.ended.is_some());
-            let tasks = self.jobs.get(&oldest).map_or(0, |job| job.tasks.len());
-            self.kept_tasks -= tasks.min(self.kept_tasks);
-            if is_over {
+            let Some(job) = self.jobs.get_mut(&oldest) else { continue };
+            job.kept = false;
+            self.kept_tasks -= job.tasks.len();
+            if job.ended.is_some() {
                 self.jobs.remove(&oldest);
             }
         }
@@ -263,7 +318,7 @@ impl Tasks {
             TaskInput::Submit(job, spec) => self.submit(now, job, spec, effects),
             TaskInput::CancelJob(job, running) => self.cancel_job(now, job, running, effects),
             TaskInput::RetryJob(job, failed_only) => self.retry_job(now, job, failed_only, effects),
-            TaskInput::SlaveUp(slave, session, slots) => self.slave_up(slave, session, slots),
+            TaskInput::SlaveUp(slave, session, slots) => self.slave_up(now, slave, session, slots, effects),
             TaskInput::SlaveDown(slave) => self.slave_down(now, &slave, effects),
             TaskInput::Journal(slave, session, journal, entries) => {
                 self.journal(now, &slave, &session, journal, entries, effects);
@@ -271,20 +326,13 @@ impl Tasks {
             TaskInput::Event(slave, event) => self.event(now, &slave, event, effects),
             TaskInput::Output(slave, output) => self.output(now, &slave, output, effects),
             TaskInput::Lease(slave, lease) => self.renew(now, slave, lease, effects),
-            TaskInput::Drain(slave, reason, deadline) => {
-                if let Some(deadline) = deadline {
-                    self.timers.insert((now.moment + deadline, Timer::Drain(slave.clone())));
-                }
-                self.nodes.entry(slave.clone()).or_default().drain = Some(reason);
-                effects.push(TaskEffect::RememberNode(slave));
+            TaskInput::Drain(slave, reason, deadline) => self.drain(now, slave, reason, deadline, effects),
+            TaskInput::Undrain(slave) => self.undrain(slave, effects),
+            TaskInput::SlaveRemoved(slave) => {
+                self.lay_embargoes(&slave);
+                self.slave_removed(now, &slave, effects);
             }
-            TaskInput::Undrain(slave) => {
-                self.nodes.entry(slave.clone()).or_default().drain = None;
-                self.timers.retain(|(_, timer)| *timer != Timer::Drain(slave.clone()));
-                self.hungry.insert(slave.clone());
-                effects.push(TaskEffect::RememberNode(slave));
-            }
-            TaskInput::SlaveRemoved(slave) => self.slave_removed(now, &slave, effects),
+            TaskInput::Paused(gap) => self.paused(now, gap),
         }
         self.feed(now, effects);
     }
@@ -300,22 +348,10 @@ impl Tasks {
             let Some((_, timer)) = self.timers.pop_first() else { break };
             match timer {
                 Timer::Attempt(task) => self.attempt_due(now, task, effects),
-                Timer::Backoff(task) => {
-                    if self.task(task).is_some_and(|task| task.state == TaskState::Backoff) {
-                        self.set(now, task, Cause::BackoffOver, TaskState::Queued, effects);
-                        self.queue(task);
-                    }
-                }
-                Timer::Overdue(job, step) => {
-                    if let Some(state) = self.jobs.get_mut(&job).and_then(|job| job.steps.get_mut(step as usize)) {
-                        state.overdue = true;
-                    }
-                    self.expire(now, job, step, effects);
-                }
-                Timer::Drain(slave) => {
-                    let open = self.nodes.get(&slave).map(|node| node.open.clone()).unwrap_or_default();
-                    open.into_iter().for_each(|task| self.cancel(now, task, effects));
-                }
+                Timer::Backoff(task) => self.backoff_over(now, task, effects),
+                Timer::Overdue(job, step) => self.waited(now, job, step, effects),
+                Timer::Drain(slave) => self.drain_due(now, slave, effects),
+                Timer::Announce(slave) => self.announce(now, slave, effects),
             }
         }
         self.feed(now, effects);
@@ -339,7 +375,13 @@ impl Tasks {
     /// What is to be kept of a slave.
     pub fn node(&self, slave: &SlaveId) -> Option<NodeRecord> {
         let node = self.nodes.get(slave)?;
-        Some(NodeRecord { slave: slave.clone(), journal: node.journal, drain: node.drain.clone() })
+        Some(NodeRecord {
+            slave: slave.clone(),
+            journal: node.journal,
+            session: node.session.clone().filter(|_| node.journal.is_some()),
+            drain: node.drain.clone(),
+            drain_until: node.drain_until,
+        })
     }
 
     /// How many attempts a slave has open.
@@ -355,23 +397,17 @@ impl Tasks {
         effects.push(TaskEffect::RememberJob(id));
         for step in 0..steps {
             self.queue_all(id, step);
-            self.arm_overdue(now, id, step, Duration::ZERO);
+            self.begin_waiting(now, id, step, Duration::ZERO);
         }
-    }
-
-    /// A step's time to wait counts from its submission, and anew from a restart of the master.
-    fn arm_overdue(&mut self, now: Now, job: JobId, step: u32, at_least: Duration) {
-        let wait = self.jobs.get(&job).and_then(|job| job.step(step)).and_then(|step| step.wait_ms);
-        if let Some(wait) = wait {
-            let wait = Duration::from_millis(wait).max(at_least);
-            self.timers.insert((now.moment + wait, Timer::Overdue(job, step)));
+        if self.jobs.get(&id).is_some_and(|job| job.tasks.is_empty()) {
+            self.step_ended(now, id, effects);
         }
     }
 
     fn cancel_job(&mut self, now: Now, id: JobId, running: bool, effects: &mut Effects) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         if job.state() != JobState::Active {
-            return;
+            return self.ended.push(id);
         }
         job.canceled = true;
         effects.push(TaskEffect::RememberJob(id));
@@ -410,7 +446,7 @@ impl Tasks {
         let Some(key) = self.key(id) else { return };
         let Some(open) = self.open.get_mut(&id) else { return };
         // A slave that is away is told after its journal.
-        if self.nodes.get(&open.slave).is_some_and(|node| node.ready) {
+        if self.nodes.get(&open.slave).is_some_and(Node::hears) {
             effects.push(TaskEffect::Cancel(open.slave.clone(), TaskCancel { key }));
             open.resend = Some((now.moment + RESEND_MIN, RESEND_MIN));
             self.arm(id);
@@ -427,11 +463,14 @@ impl Tasks {
         };
         let again: Vec<u32> = (0..).zip(&job.tasks).filter(|(_, task)| wanted(task)).map(|(index, _)| index).collect();
         if again.is_empty() {
-            return;
+            // Perhaps it was read for this alone.
+            return if job.ended.is_some() {
+                self.ended.push(id)
+            };
         }
         job.canceled = false;
         job.ended = None;
-        job.steps.iter_mut().for_each(|step| (step.stopped, step.overdue) = (None, false));
+        job.steps.iter_mut().for_each(|step| step.stopped = None);
         effects.push(TaskEffect::RememberJob(id));
         for index in again {
             let task = TaskId { job: id, index };
@@ -442,23 +481,51 @@ impl Tasks {
         }
         for step in 0..self.jobs.get(&id).map_or(0, |job| job.steps.len() as u32) {
             self.queue_all(id, step);
-            self.arm_overdue(now, id, step, Duration::ZERO);
+            self.begin_waiting(now, id, step, Duration::ZERO);
         }
     }
 
-    fn slave_up(&mut self, slave: SlaveId, session: SessionId, slots: u32) {
+    fn slave_up(&mut self, now: Now, slave: SlaveId, session: SessionId, slots: u32, effects: &mut Effects) {
         let node = self.nodes.entry(slave.clone()).or_default();
+        let was_silent = !node.online && node.ready && node.session.as_ref() == Some(&session);
         node.slots = slots;
+        node.online = true;
         if node.session.as_ref() != Some(&session) {
             node.session = Some(session);
             node.ready = false;
         }
+        let open = if was_silent { node.open.clone() } else { BTreeSet::new() };
+        if !node.ready && node.announce.is_none() {
+            node.announce = Some((now.moment + RESEND_MIN, RESEND_MIN));
+            self.timers.insert((now.moment + RESEND_MIN, Timer::Announce(slave.clone())));
+        }
+        // In the same session nothing was lost: everything stands where it stood.
+        for id in open {
+            let Some(task) = self.task(id).filter(|task| task.state == TaskState::Unknown) else { continue };
+            let stood = if task.started { TaskState::Running } else { TaskState::Offered };
+            self.set(now, id, Cause::SlaveBack, stood, effects);
+        }
         self.hungry.insert(slave);
+    }
+
+    /// The journal of this session has not come, or not whole.
+    fn announce(&mut self, now: Now, slave: SlaveId, effects: &mut Effects) {
+        let Some(node) = self.nodes.get_mut(&slave) else { return };
+        let Some((_, wait)) = node.announce.take_if(|(at, _)| *at <= now.moment) else { return };
+        if node.online && !node.ready {
+            let wait = (wait * 2).min(RESEND_MAX);
+            node.announce = Some((now.moment + wait, wait));
+            self.timers.insert((now.moment + wait, Timer::Announce(slave.clone())));
+            effects.push(TaskEffect::Announce(slave));
+        }
     }
 
     fn slave_down(&mut self, now: Now, slave: &SlaveId, effects: &mut Effects) {
         let Some(node) = self.nodes.get_mut(slave) else { return };
-        (node.session, node.ready) = (None, false);
+        if !std::mem::take(&mut node.online) {
+            return;
+        }
+        node.away_since = now.moment;
         let (open, steps) = (node.open.clone(), node.steps.clone());
         for id in open {
             let Some(task) = self.task(id) else { continue };
@@ -472,7 +539,7 @@ impl Tasks {
             }
         }
         for (job, step) in steps {
-            self.expire(now, job, step, effects);
+            self.waited(now, job, step, effects);
         }
     }
 
@@ -536,7 +603,7 @@ impl Tasks {
             return;
         }
         let is_another = node.journal.is_some_and(|known| known != journal);
-        if node.journal != Some(journal) {
+        if node.journal != Some(journal) || !node.ready {
             node.journal = Some(journal);
             effects.push(TaskEffect::RememberNode(slave.clone()));
         }
@@ -563,11 +630,17 @@ impl Tasks {
         }
         if let Some(node) = self.nodes.get_mut(slave) {
             node.ready = true;
+            if let Some((at, _)) = node.announce.take() {
+                self.timers.remove(&(at, Timer::Announce(slave.clone())));
+            }
         }
         let open = self.nodes.get(slave).map(|node| node.open.clone()).unwrap_or_default();
         for id in open {
-            if self.task(id).is_some_and(|task| task.cancel) {
+            if self.task(id).is_some_and(|task| task.cancel) || self.recalled.contains(&id) {
                 self.send_cancel(now, id, effects);
+            } else {
+                // An offer of this session from before a restart is made again, in vain if it has come.
+                self.arm(id);
             }
         }
         self.hungry.insert(slave.clone());
@@ -582,11 +655,10 @@ impl Tasks {
             task.reason = Some(withdrawn.unwrap_or_else(|| "it was canceled before it began".to_owned()));
             self.set(now, id, cause, TaskState::Canceled, effects);
         } else if cause == Cause::Declined {
-            self.set(now, id, cause, TaskState::Backoff, effects);
-            self.timers.insert((now.moment + DECLINED_WAIT, Timer::Backoff(id)));
+            self.decline(now, id, effects);
         } else {
             self.set(now, id, cause, TaskState::Queued, effects);
-            self.queue(id);
+            self.queue(now, id);
         }
     }
 
@@ -623,8 +695,9 @@ impl Tasks {
                     }
                     self.answered(id);
                 } else if !state.has_ended() || state == TaskState::Lost {
-                    // It was given up for lost. What runs nevertheless is ended, and tells then.
-                    effects.push(TaskEffect::Cancel(slave.clone(), TaskCancel { key }));
+                    // It was given up. What runs nevertheless is ended and tells then; until that is known, nothing is
+                    // acknowledged: the number could be that of its end.
+                    return effects.push(TaskEffect::Cancel(slave.clone(), TaskCancel { key }));
                 }
                 self.acknowledge(slave, key, started.seq, effects);
             }
@@ -687,7 +760,7 @@ impl Tasks {
 
     /// The slave spoke of the attempt: nothing needs to be said again, but for a cancel.
     fn answered(&mut self, id: TaskId) {
-        let cancel = self.task(id).is_some_and(|task| task.cancel);
+        let cancel = self.task(id).is_some_and(|task| task.cancel) || self.recalled.contains(&id);
         if let Some(open) = self.open.get_mut(&id)
             && !cancel
         {
@@ -717,6 +790,7 @@ impl Tasks {
             Outcome::Succeeded => (Cause::Succeeded, TaskState::Succeeded),
             Outcome::Failed => (Cause::Failed, TaskState::Failed),
             Outcome::TimedOut => (Cause::TimedOut, TaskState::TimedOut),
+            Outcome::Canceled if self.is_taken_back(id) => return self.take_back(now, id, effects),
             Outcome::Canceled => (Cause::Canceled, TaskState::Canceled),
             Outcome::Lost if before == TaskState::Lost => return effects.push(TaskEffect::RememberTask(id)),
             Outcome::Lost => return self.lose(now, id, Cause::Lost, effects),
@@ -848,19 +922,22 @@ impl Tasks {
             let wait = (wait * 2).min(RESEND_MAX);
             open.resend = Some((now.moment + wait, wait));
             let slave = open.slave.clone();
-            self.say_again(id, slave, effects);
+            self.say_again(now, id, slave, effects);
         }
         self.arm(id);
     }
 
-    fn say_again(&self, id: TaskId, slave: SlaveId, effects: &mut Effects) {
-        let (Some(key), Some(task)) = (self.key(id), self.task(id)) else { return };
-        let Some(node) = self.nodes.get(&slave).filter(|node| node.ready) else { return };
-        if task.cancel {
+    fn say_again(&self, now: Now, id: TaskId, slave: SlaveId, effects: &mut Effects) {
+        let (Some(key), Some(task), Some(open)) = (self.key(id), self.task(id), self.open.get(&id)) else { return };
+        let Some(node) = self.nodes.get(&slave).filter(|node| node.hears()) else { return };
+        // Of the lease, what is left: the master does not wait longer because it has said something twice.
+        let lease = open.lease_until.since(now.moment).saturating_sub(master_lease(self.lease) - self.lease);
+        if task.cancel || self.recalled.contains(&id) {
             effects.push(TaskEffect::Cancel(slave, TaskCancel { key }));
         } else if task.state == TaskState::Offered
+            && !lease.is_zero()
             && let Some(session) = node.session.clone()
-            && let Some(offer) = self.offer(id, key, session)
+            && let Some(offer) = self.offer(id, key, session, lease)
         {
             effects.push(TaskEffect::Offer(slave, offer));
         }
@@ -880,6 +957,7 @@ impl Tasks {
         self.timers.remove(&(open.timer, Timer::Attempt(id)));
         if let Some(node) = self.nodes.get_mut(&open.slave) {
             node.open.remove(&id);
+            node.alone.take_if(|alone| *alone == id);
         }
         self.hungry.insert(open.slave);
     }
@@ -890,25 +968,25 @@ impl Tasks {
         let Some(task) = job.tasks.get_mut(id.index as usize) else { return };
         debug_assert!(transition::is_allowed(task.state, cause, to), "{id}: {:?} by {cause:?} to {to:?}", task.state);
         task.ended_at = to.has_ended().then_some(now.wall);
+        if to.has_ended() || to == TaskState::Running {
+            self.declined.remove(&id);
+        }
+        if to.has_ended() {
+            self.embargoes.remove(&id);
+            self.recalled.remove(&id);
+        }
         let step_ended = job.set(id.index, to);
         effects.push(TaskEffect::RememberTask(id));
         let Some((step, _)) = job.spec.locate(id.index) else { return };
-        if to.has_ended() || to == TaskState::Backoff {
-            self.wake_batch(id.job, step);
+        if !matches!(to, TaskState::Offered | TaskState::Running | TaskState::Unknown) {
+            self.freed.insert((id.job, step));
         }
         if to.has_ended() && to != TaskState::Succeeded {
             self.judge_failures(now, id.job, step, effects);
         }
         if step_ended {
+            self.stop_waiting(id.job, step);
             self.step_ended(now, id.job, effects);
-        }
-    }
-
-    /// A place in a batch is free: every slave of the step may have use for it.
-    fn wake_batch(&mut self, job: JobId, step: u32) {
-        let Some(step) = self.jobs.get(&job).and_then(|job| job.step(step)) else { return };
-        if step.batch.is_some() {
-            self.hungry.extend(step.slaves.iter().cloned());
         }
     }
 
@@ -938,7 +1016,10 @@ impl Tasks {
                 continue;
             }
             match job.is_due(step) {
-                Some(true) => self.list(id, step),
+                Some(true) => {
+                    self.list(id, step);
+                    self.begin_waiting(now, id, step, Duration::ZERO);
+                }
                 Some(false) => {}
                 None => {
                     for index in job.range(step) {
@@ -948,33 +1029,13 @@ impl Tasks {
             }
         }
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        if job.state() != JobState::Active && job.ended.is_none() {
-            job.ended = Some(now.wall);
-            self.ended.push(id);
+        if job.state() != JobState::Active {
+            if job.ended.is_none() {
+                job.ended = Some(now.wall);
+                self.ended.push(id);
+            }
+            // Also after a late result, that may have made another of it.
             effects.push(TaskEffect::RememberJob(id));
-        }
-    }
-
-    /// Lets tasks end that waited too long for slaves that are offline.
-    fn expire(&mut self, now: Now, id: JobId, step: u32, effects: &mut Effects) {
-        let Some(job) = self.jobs.get(&id) else { return };
-        let (Some(definition), Some(state)) = (job.step(step), job.steps.get(step as usize)) else { return };
-        if !state.overdue {
-            return;
-        }
-        let is_away = |slave: &SlaveId| self.nodes.get(slave).is_none_or(|node| node.session.is_none());
-        let all_away = definition.inputs.is_some() && definition.slaves.iter().all(is_away);
-        let waits_in_vain = |index: &u32| {
-            let is_queued = job.tasks.get(*index as usize).is_some_and(|task| task.state == TaskState::Queued);
-            is_queued && (all_away || job.spec.pinned(*index).is_some_and(is_away))
-        };
-        let expired: Vec<u32> = job.range(step).filter(waits_in_vain).collect();
-        for index in expired {
-            let id = TaskId { job: id, index };
-            // One that expires may be one too many for its step, and then the others are withdrawn.
-            let Some(task) = self.task_mut(id).filter(|task| task.state == TaskState::Queued) else { continue };
-            task.reason = Some("no slave for it was online in time".to_owned());
-            self.set(now, id, Cause::Expired, TaskState::Expired, effects);
         }
     }
 
@@ -992,17 +1053,18 @@ impl Tasks {
     }
 
     /// Puts one queued task where slaves look for it.
-    fn queue(&mut self, id: TaskId) {
+    fn queue(&mut self, now: Now, id: TaskId) {
         let Some(job) = self.jobs.get_mut(&id.job) else { return };
         let Some((step, _)) = job.spec.locate(id.index) else { return };
         if let Some(slave) = job.spec.pinned(id.index).cloned() {
-            return self.list_for(slave, id.job, step);
+            self.list_for(slave, id.job, step);
+        } else if let Some(state) = job.steps.get_mut(step as usize) {
+            state.shared.push_back(id.index);
+            if state.shared.len() == 1 {
+                self.list(id.job, step);
+            }
         }
-        let Some(state) = job.steps.get_mut(step as usize) else { return };
-        state.shared.push_back(id.index);
-        if state.shared.len() == 1 {
-            self.list(id.job, step);
-        }
+        self.arm_waiting(now, id.job, step);
     }
 
     fn list(&mut self, job: JobId, step: u32) {
@@ -1020,8 +1082,14 @@ impl Tasks {
 
     /// Gives slaves with free slots what waits for them.
     fn feed(&mut self, now: Now, effects: &mut Effects) {
-        while let Some(slave) = self.hungry.pop_first() {
-            while let Some(id) = self.next_task(&slave) {
+        loop {
+            while let Some(slave) = self.hungry.pop_first() {
+                while let Some(id) = self.next_task(&slave) {
+                    self.begin(now, id, &slave, effects);
+                }
+            }
+            let Some(step) = self.freed.pop_first() else { return };
+            while let Some((id, slave)) = self.next_in_batch(step) {
                 self.begin(now, id, &slave, effects);
             }
         }
@@ -1029,10 +1097,7 @@ impl Tasks {
 
     /// A task that the slave can begin now. Jobs take turns.
     fn next_task(&mut self, slave: &SlaveId) -> Option<TaskId> {
-        let node = self.nodes.get_mut(slave)?;
-        if !node.ready || node.drain.is_some() || node.open.len() >= node.slots as usize {
-            return None;
-        }
+        let node = self.nodes.get_mut(slave).filter(|node| node.has_room())?;
         for _ in 0..node.steps.len() {
             let (id, step) = node.steps.pop_front()?;
             match self.jobs.get_mut(&id).map_or(Taken::Nothing, |job| job.take(step, slave)) {
@@ -1042,6 +1107,19 @@ impl Tasks {
                 }
                 Taken::Later => node.steps.push_back((id, step)),
                 Taken::Nothing => drop(node.listed.remove(&(id, step))),
+            }
+        }
+        None
+    }
+
+    /// A task for a free place in a batch, and one of the slaves that wait for it. Who has no room now looks again when it has.
+    fn next_in_batch(&mut self, (id, step): (JobId, u32)) -> Option<(TaskId, SlaveId)> {
+        let job = self.jobs.get_mut(&id)?;
+        while let Some(slave) = job.waits_for_batch(step) {
+            if self.nodes.get(&slave).is_some_and(Node::has_room)
+                && let Taken::Task(index) = job.take(step, &slave)
+            {
+                return Some((TaskId { job: id, index }, slave));
             }
         }
         None
@@ -1069,22 +1147,26 @@ impl Tasks {
         };
         self.open.insert(id, open);
         self.arm(id);
+        self.recalled.remove(&id);
+        self.embargoes.remove(&id);
+        let is_alone = self.jobs.get(&id.job).is_some_and(|job| job.spec.is_alone(id.index));
         if let Some(node) = self.nodes.get_mut(slave) {
             node.open.insert(id);
+            node.alone = node.alone.or(is_alone.then_some(id));
         }
-        if let Some(offer) = self.key(id).and_then(|key| self.offer(id, key, session)) {
+        if let Some(offer) = self.key(id).and_then(|key| self.offer(id, key, session, self.lease)) {
             effects.push(TaskEffect::Offer(slave.clone(), offer));
         }
     }
 
-    fn offer(&self, id: TaskId, key: AttemptKey, session: SessionId) -> Option<Box<TaskOffer>> {
+    fn offer(&self, id: TaskId, key: AttemptKey, session: SessionId, lease: Duration) -> Option<Box<TaskOffer>> {
         let job = self.jobs.get(&id.job)?;
         let (step, place) = job.spec.locate(id.index)?;
         let slave = job.tasks.get(id.index as usize)?.slave.as_ref()?;
         let with = Circumstances { input: job.spec.input(id.index), number: place + 1, slave };
         let spec = render(&job.step(step)?.spec, with);
         // A lease is minutes.
-        let lease_ms = self.lease.as_millis() as u64;
+        let lease_ms = lease.as_millis() as u64;
         Some(Box::new(TaskOffer { key, session, lease_ms, spec }))
     }
 
@@ -1103,6 +1185,18 @@ impl Tasks {
 
     fn work(&self, id: TaskId) -> Option<&Work> {
         self.step_of(id).map(|step| &step.spec.work)
+    }
+}
+
+impl Node {
+    /// What is said to it is heard, and means something.
+    fn hears(&self) -> bool {
+        self.online && self.ready
+    }
+
+    /// It can be offered something.
+    fn has_room(&self) -> bool {
+        self.hears() && self.drain.is_none() && self.alone.is_none() && self.open.len() < self.slots as usize
     }
 }
 

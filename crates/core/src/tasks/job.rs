@@ -1,11 +1,12 @@
 //! A job that has not ended, or may still change: its tasks, and what of its steps waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rpicluster_protocol::{JobId, JobState, SlaveId, TaskState, Timestamp};
 
 use super::model::{JobRecord, JobSpec, Step, Task};
+use crate::Moment;
 
 /// See the module.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct Job {
     pub(crate) submitted: Timestamp,
     pub(crate) ended: Option<Timestamp>,
     pub(crate) counts: BTreeMap<TaskState, u32>,
+    /// It has ended and is kept for what may still be said of it.
+    pub(crate) kept: bool,
 }
 
 /// How far a step has come.
@@ -35,8 +38,12 @@ pub(crate) struct StepState {
     pub(crate) failed: u32,
     /// Nothing more of it is started, for that reason.
     pub(crate) stopped: Option<String>,
-    /// Its time to wait for slaves that are offline is over.
-    pub(crate) overdue: bool,
+    /// Slaves that have room while its batch has none.
+    pub(crate) waiting: BTreeSet<SlaveId>,
+    /// Since when it waits for slaves that are away: it could begin.
+    pub(crate) due_since: Option<Moment>,
+    /// When it is seen next who has waited too long.
+    pub(crate) waits_until: Option<Moment>,
 }
 
 /// What a slave gets when it asks a step for work.
@@ -64,7 +71,9 @@ impl Job {
                 unended: tasks,
                 failed: 0,
                 stopped: None,
-                overdue: false,
+                waiting: BTreeSet::new(),
+                due_since: None,
+                waits_until: None,
             });
             first += tasks;
         }
@@ -77,7 +86,8 @@ impl Job {
             canceled,
             submitted,
             ended,
-            counts: BTreeMap::from([(TaskState::Queued, all)]),
+            counts: (all > 0).then_some((TaskState::Queued, all)).into_iter().collect(),
+            kept: false,
         }
     }
 
@@ -96,7 +106,7 @@ impl Job {
         let ended = |(state, count): (&TaskState, &u32)| if state.has_ended() { *count } else { 0 };
         if self.counts.iter().map(ended).sum::<u32>() < all {
             JobState::Active
-        } else if self.counts.get(&TaskState::Succeeded) == Some(&all) {
+        } else if self.counts.get(&TaskState::Succeeded).copied().unwrap_or(0) == all {
             JobState::Succeeded
         } else if self.canceled {
             JobState::Canceled
@@ -201,7 +211,7 @@ impl Job {
         if definition.inputs.is_none() {
             let place = definition.slaves.binary_search(slave).ok().map(|place| state.first + place as u32);
             return match place.filter(is_queued) {
-                Some(_) if is_full => Taken::Later,
+                Some(_) if is_full => state.wait_for_batch(slave),
                 Some(index) => Taken::Task(index),
                 None => Taken::Nothing,
             };
@@ -210,7 +220,7 @@ impl Job {
             state.shared.pop_front();
         }
         match state.shared.front() {
-            Some(_) if is_full => Taken::Later,
+            Some(_) if is_full => state.wait_for_batch(slave),
             Some(index) => {
                 let index = *index;
                 state.shared.pop_front();
@@ -218,5 +228,19 @@ impl Job {
             }
             None => Taken::Nothing,
         }
+    }
+
+    /// Takes out a slave that waits for a place in the step's batch, if there is one now.
+    pub(crate) fn waits_for_batch(&mut self, step: u32) -> Option<SlaveId> {
+        let batch = self.step(step)?.batch?;
+        let state = self.steps.get_mut(step as usize)?;
+        if state.open < batch { state.waiting.pop_first() } else { None }
+    }
+}
+
+impl StepState {
+    fn wait_for_batch(&mut self, slave: &SlaveId) -> Taken {
+        self.waiting.insert(slave.clone());
+        Taken::Later
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use rpicluster_protocol::{JobId, JournalId, SlaveId, TaskFinished, TaskSpec, TaskState, Timestamp};
+use rpicluster_protocol::{
+    Action, JobId, JournalId, SessionId, SlaveId, TaskFinished, TaskSpec, TaskState, Timestamp, Work,
+};
 use serde::{Deserialize, Serialize};
 
 /// What a job does: what its user asked for, with targets resolved. Never changes once it was submitted.
@@ -96,8 +98,12 @@ pub struct NodeRecord {
     pub slave: SlaveId,
     /// Its journal when it was last heard.
     pub journal: Option<JournalId>,
+    /// The session in which it was last offered tasks: some of these offers may still be on their way in it.
+    pub session: Option<SessionId>,
     /// It gets no further tasks, for that reason.
     pub drain: Option<String>,
+    /// When what still runs there is ended, by the master's clock.
+    pub drain_until: Option<Timestamp>,
 }
 
 impl Step {
@@ -137,6 +143,14 @@ impl JobSpec {
         let (step, place) = self.locate(index)?;
         let step = self.steps.get(step as usize)?;
         if step.inputs.is_some() { None } else { step.slaves.get(place as usize) }
+    }
+}
+
+impl JobSpec {
+    /// The task at `index` boots the machine or powers it off: nothing else runs beside it.
+    pub(crate) fn is_alone(&self, index: u32) -> bool {
+        let step = self.locate(index).and_then(|(step, _)| self.steps.get(step as usize));
+        step.is_some_and(|step| matches!(step.spec.work, Work::Action { action: Action::Reboot | Action::Shutdown }))
     }
 }
 

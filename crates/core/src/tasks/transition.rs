@@ -11,6 +11,8 @@ pub enum Cause {
     Started,
     /// The slave is gone.
     SlaveGone,
+    /// The slave was only silent: it is back in the same session.
+    SlaveBack,
     /// The slave is back, and has not begun or does not know it.
     NeverBegan,
     /// The slave is back and its journal does not hold what had begun, or it has another journal.
@@ -64,6 +66,7 @@ pub const TRANSITIONS: &[(TaskState, Cause, &[TaskState])] = &[
     (Running, Cause::Canceled, &[Canceled]),
     (Running, Cause::Lost, &[Lost, Backoff]),
     (Unknown, Cause::Started, &[Running]),
+    (Unknown, Cause::SlaveBack, &[Offered, Running]),
     (Unknown, Cause::NeverBegan, &[Queued, Canceled]),
     (Unknown, Cause::JournalGone, &[Lost, Backoff]),
     (Unknown, Cause::Succeeded, &[Succeeded]),
@@ -95,6 +98,7 @@ impl Cause {
             Cause::Offer => "a slot is free",
             Cause::Started => "the slave says that it began",
             Cause::SlaveGone => "the slave is gone",
+            Cause::SlaveBack => "the slave is back in the same session",
             Cause::NeverBegan => "the slave is back and has not begun",
             Cause::JournalGone => "the slave is back and its journal does not know",
             Cause::Succeeded => "the slave says that it succeeded",

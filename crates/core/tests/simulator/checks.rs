@@ -18,25 +18,14 @@ pub(crate) struct Checks {
     running: HashMap<(Epoch, TaskId), AttemptKey>,
     /// Tasks of which an attempt was cut short, so that nobody knows how far it came.
     cut_short: HashSet<(Epoch, TaskId)>,
-    drained: HashSet<SlaveId>,
     broken: Option<String>,
 }
 
 impl Checks {
-    /// The master says so to the slave.
-    pub(crate) fn offers(&mut self, slave: &SlaveId, key: AttemptKey) {
+    /// The master has decided to say so to the slave.
+    pub(crate) fn offers(&mut self, slave: &SlaveId, key: AttemptKey, is_drained: bool) {
         let is_new = self.offered.insert(key);
-        let is_drained = self.drained.contains(slave);
         self.require(!(is_new && is_drained), || format!("{slave} is drained and was offered {}", key.task));
-    }
-
-    /// From now on the slave gets tasks, or gets none.
-    pub(crate) fn drains(&mut self, slave: &SlaveId, disk: &Disk) {
-        if disk.nodes.get(slave).is_some_and(|node| node.drain.is_some()) {
-            self.drained.insert(slave.clone());
-        } else {
-            self.drained.remove(slave);
-        }
     }
 
     /// An attempt has begun on that node.

@@ -46,6 +46,7 @@ enum Down {
     Cancel(TaskCancel),
     Ack(TaskAck),
     LeaseAck(TaskLease),
+    Announce,
 }
 
 #[derive(Debug, Clone)]
@@ -211,7 +212,6 @@ impl World {
             Event::HeadCrash => self.head_crash(),
             Event::HeadStart if self.head.is_none() => {
                 self.head = Some(Head::start(self.clock, &self.disk));
-                self.nodes.iter().for_each(|node| self.checks.drains(&node.id, &self.disk));
                 self.commit_soon();
             }
             Event::HeadStart => {}
@@ -278,7 +278,9 @@ impl World {
             }
             Event::HeadTimer => {
                 if let Some(head) = &mut self.head {
+                    let before = head.uncommitted().len();
                     head.timeout(self.clock);
+                    self.judge_offers(before);
                     self.commit_soon();
                 }
             }
@@ -359,12 +361,25 @@ impl World {
         let Some(head) = &mut self.head else { return };
         let before = head.uncommitted().len();
         head.handle(self.clock, input);
+        self.judge_offers(before);
+        let Some(head) = &self.head else { return };
         if self.bug == Some(Bug::AckBeforeCommit) {
             let early = head.uncommitted()[before..].iter().filter(|effect| matches!(effect, TaskEffect::Ack(..)));
             let early: Vec<TaskEffect> = early.cloned().collect();
             early.into_iter().for_each(|effect| self.say(effect));
         }
         self.commit_soon();
+    }
+
+    /// What was just decided, from that place on.
+    fn judge_offers(&mut self, from: usize) {
+        let Some(head) = &self.head else { return };
+        for effect in &head.uncommitted()[from..] {
+            if let TaskEffect::Offer(slave, offer) = effect {
+                let is_drained = head.tasks.node(slave).is_some_and(|node| node.drain.is_some());
+                self.checks.offers(slave, offer.key, is_drained);
+            }
+        }
     }
 
     fn commit_soon(&mut self) {
@@ -392,14 +407,11 @@ impl World {
 
     fn say(&mut self, effect: TaskEffect) {
         let (slave, down) = match effect {
-            TaskEffect::Offer(slave, offer) => {
-                self.checks.offers(&slave, offer.key);
-                (slave, Down::Offer(offer))
-            }
+            TaskEffect::Offer(slave, offer) => (slave, Down::Offer(offer)),
             TaskEffect::Cancel(slave, cancel) => (slave, Down::Cancel(cancel)),
             TaskEffect::Ack(slave, ack) => (slave, Down::Ack(ack)),
             TaskEffect::LeaseAck(slave, lease) => (slave, Down::LeaseAck(lease)),
-            TaskEffect::RememberNode(slave) => return self.checks.drains(&slave, &self.disk),
+            TaskEffect::Announce(slave) => (slave, Down::Announce),
             _ => return,
         };
         let Some(node) = self.nodes.iter().position(|node| node.id == slave) else { return };
@@ -493,7 +505,7 @@ impl World {
 
     fn send(&mut self, node: usize, up: Up) {
         let Some(session) = self.nodes[node].session.clone() else { return };
-        let may_be_shed = matches!(up, Up::Event(_) | Up::Output(_) | Up::Lease(_));
+        let may_be_shed = !matches!(up, Up::State(_));
         if may_be_shed && !self.healed && self.random.u8(..30) == 0 {
             return;
         }
@@ -533,6 +545,7 @@ impl World {
                 Input::Ack(ack)
             }
             Down::LeaseAck(lease) => Input::LeaseAck(lease),
+            Down::Announce => Input::Announced,
         };
         let effects = self.nodes[node].handle(self.clock, input);
         self.apply(node, effects);
