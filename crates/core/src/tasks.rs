@@ -486,6 +486,9 @@ impl Tasks {
     }
 
     fn slave_up(&mut self, now: Now, slave: SlaveId, session: SessionId, slots: u32, effects: &mut Effects) {
+        if !self.nodes.contains_key(&slave) {
+            self.list_all_for(&slave);
+        }
         let node = self.nodes.entry(slave.clone()).or_default();
         let was_silent = !node.online && node.ready && node.session.as_ref() == Some(&session);
         node.slots = slots;
@@ -1064,6 +1067,18 @@ impl Tasks {
     fn list(&mut self, job: JobId, step: u32) {
         let slaves = self.jobs.get(&job).and_then(|job| job.step(step)).map(|step| step.slaves.clone());
         slaves.into_iter().flatten().for_each(|slave| self.list_for(slave, job, step));
+    }
+
+    /// What waits for a slave that was removed, and joins again.
+    fn list_all_for(&mut self, slave: &SlaveId) {
+        let mut listed = Vec::new();
+        for (id, job) in &self.jobs {
+            let steps = (0..).zip(&job.spec.steps);
+            listed.extend(
+                steps.filter(|(_, step)| step.slaves.binary_search(slave).is_ok()).map(|(step, _)| (*id, step)),
+            );
+        }
+        listed.into_iter().for_each(|(job, step)| self.list_for(slave.clone(), job, step));
     }
 
     fn list_for(&mut self, slave: SlaveId, job: JobId, step: u32) {
