@@ -139,6 +139,8 @@ struct Node {
     /// Its latest session.
     session: Option<SessionId>,
     online: bool,
+    /// It was, since it joined or the master began.
+    was_online: bool,
     /// Since when it is not.
     away_since: Moment,
     /// The journal of this session has been handled.
@@ -486,7 +488,7 @@ impl Tasks {
     }
 
     fn slave_up(&mut self, now: Now, slave: SlaveId, session: SessionId, slots: u32, effects: &mut Effects) {
-        if !self.nodes.contains_key(&slave) {
+        if !std::mem::replace(&mut self.nodes.entry(slave.clone()).or_default().was_online, true) {
             self.list_all_for(&slave);
         }
         let node = self.nodes.entry(slave.clone()).or_default();
@@ -1069,7 +1071,7 @@ impl Tasks {
         slaves.into_iter().flatten().for_each(|slave| self.list_for(slave, job, step));
     }
 
-    /// What waits for a slave that was removed, and joins again.
+    /// All that may wait for a slave: one that was removed and joins again is listed nowhere.
     fn list_all_for(&mut self, slave: &SlaveId) {
         let mut listed = Vec::new();
         for (id, job) in &self.jobs {

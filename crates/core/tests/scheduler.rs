@@ -257,6 +257,7 @@ fn a_slave_that_was_removed_and_joins_again_finds_what_waits() {
     desk.submit(vec![step(&["a", "b"], Some(1))]);
     desk.ready("a", 0);
     desk.handle(TaskInput::SlaveRemoved(slave("a")));
+    desk.handle(TaskInput::Undrain(slave("a")));
     desk.ready("a", 1);
     assert_eq!(desk.offered(), [("a".to_owned(), 0, 1)]);
 }
