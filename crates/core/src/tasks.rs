@@ -139,6 +139,8 @@ struct Node {
     /// Its latest session.
     session: Option<SessionId>,
     online: bool,
+    /// It was, since it joined or the master began.
+    was_online: bool,
     /// Since when it is not.
     away_since: Moment,
     /// The journal of this session has been handled.
@@ -486,6 +488,9 @@ impl Tasks {
     }
 
     fn slave_up(&mut self, now: Now, slave: SlaveId, session: SessionId, slots: u32, effects: &mut Effects) {
+        if !std::mem::replace(&mut self.nodes.entry(slave.clone()).or_default().was_online, true) {
+            self.list_all_for(&slave);
+        }
         let node = self.nodes.entry(slave.clone()).or_default();
         let was_silent = !node.online && node.ready && node.session.as_ref() == Some(&session);
         node.slots = slots;
@@ -1070,6 +1075,18 @@ impl Tasks {
     fn list(&mut self, job: JobId, step: u32) {
         let slaves = self.jobs.get(&job).and_then(|job| job.step(step)).map(|step| step.slaves.clone());
         slaves.into_iter().flatten().for_each(|slave| self.list_for(slave, job, step));
+    }
+
+    /// All that may wait for a slave: one that was removed and joins again is listed nowhere.
+    fn list_all_for(&mut self, slave: &SlaveId) {
+        let mut listed = Vec::new();
+        for (id, job) in &self.jobs {
+            let steps = (0..).zip(&job.spec.steps);
+            listed.extend(
+                steps.filter(|(_, step)| step.slaves.binary_search(slave).is_ok()).map(|(step, _)| (*id, step)),
+            );
+        }
+        listed.into_iter().for_each(|(job, step)| self.list_for(slave.clone(), job, step));
     }
 
     fn list_for(&mut self, slave: SlaveId, job: JobId, step: u32) {

@@ -251,6 +251,18 @@ fn what_may_run_on_a_removed_slave_begins_elsewhere_only_when_its_lease_is_over(
 }
 
 #[test]
+fn a_slave_that_was_removed_and_joins_again_finds_what_waits() {
+    let mut desk = Desk::new();
+    desk.ready("b", 0);
+    desk.submit(vec![step(&["a", "b"], Some(1))]);
+    desk.ready("a", 0);
+    desk.handle(TaskInput::SlaveRemoved(slave("a")));
+    desk.handle(TaskInput::Undrain(slave("a")));
+    desk.ready("a", 1);
+    assert_eq!(desk.offered(), [("a".to_owned(), 0, 1)]);
+}
+
+#[test]
 fn a_master_that_was_away_gives_nothing_up_for_it() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
