@@ -32,6 +32,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::ApiToken(args) => api_token::run(args),
         Command::Health(args) => health::run(args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Supervise { arguments } => slave::supervise(&arguments),
         Command::Completions { shell } => completions(shell),
     }
 }
