@@ -488,3 +488,66 @@ fn a_task_runs_as_another_user_with_its_groups_if_the_policy_allows_it() {
     }
     let _ = &bench.broker;
 }
+
+fn examples() -> String {
+    format!("functions_dir = {:?}", concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/functions.d"))
+}
+
+#[test]
+fn the_examples_of_functions_work() {
+    let mut bench =
+        Bench::start(&format!("{}\nfunctions = {{ word-count = {{ persistent = true, workers = 1 }} }}", examples()));
+    for index in 1..20 {
+        bench.offer(
+            index,
+            json!({ "kind": "function", "function": "word-count", "input": { "text": "a b ".repeat(index as usize) } }),
+        );
+        let end = bench.end(index);
+        assert_eq!((end.outcome(), &end.event["result"]["words"]), ("succeeded", &json!(2 * index)), "{}", end.event);
+    }
+    assert_eq!(descendants(bench.slave.pid()).len(), 2, "one supervisor and one worker");
+    bench.offer(20, json!({ "kind": "function", "function": "disk-free", "input": "/" }));
+    let end = bench.end(20);
+    assert!(end.event["result"]["free_kib"].is_u64() && end.out.is_empty(), "{}", end.event);
+    bench.offer(21, json!({ "kind": "function", "function": "word-count", "input": 7 }));
+    let end = bench.end(21);
+    assert_eq!(end.outcome(), "failed");
+    assert!(end.event["reason"].as_str().unwrap().contains("without an answer (exit code 1)"), "{}", end.event);
+    assert!(String::from_utf8_lossy(&end.err).contains("TypeError"));
+    bench.offer(22, json!({ "kind": "function", "function": "word-count", "input": { "text": "again" } }));
+    assert_eq!(bench.end(22).event["result"]["words"], 1);
+}
+
+#[test]
+fn a_worker_is_ended_with_a_task_that_is_canceled_and_who_waits_gets_another() {
+    let mut bench = Bench::start("kill_grace = \"1s\"");
+    let functions = bench.file("functions.d");
+    fs::create_dir(&functions).unwrap();
+    let script = "#!/bin/sh\nwhile read -r line; do id=${line#*\\\"id\\\":\\\"}; id=${id%%\\\"*}; echo begun; case $line in *sleep*) sleep 600;; esac; \
+        echo \"{\\\"id\\\":\\\"$id\\\",\\\"event\\\":$$}\"; echo \"{\\\"id\\\":\\\"$id\\\",\\\"result\\\":$$}\"; done\n";
+    let path = functions.join("pid");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    bench.slave.kill();
+    let config = bench.file("rpicluster.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let tasks =
+        format!("functions_dir = {functions:?}\nfunctions = {{ pid = {{ persistent = true, workers = 1 }} }}\n");
+    fs::write(&config, text + &tasks).unwrap();
+    bench.slave = spawn(bench.folder.path());
+    bench.greet();
+    bench.offer(1, json!({ "kind": "function", "function": "pid", "input": "quick" }));
+    let first = bench.end(1);
+    assert_eq!(first.out(), format!("begun\n{}\n", first.event["result"]));
+    bench.offer(2, json!({ "kind": "function", "function": "pid", "input": "sleep" }));
+    bench.offer(3, json!({ "kind": "function", "function": "pid", "input": "quick" }));
+    bench.offer(4, json!({ "kind": "function", "function": "pid", "input": "quick" }));
+    bench.event("task_output", 2);
+    bench.cancel(4);
+    assert_eq!(bench.end(4).outcome(), "canceled");
+    bench.cancel(2);
+    assert_eq!(bench.end(2).outcome(), "canceled");
+    let other = bench.end(3);
+    assert_eq!(other.outcome(), "succeeded");
+    assert_ne!(other.event["result"], first.event["result"]);
+}

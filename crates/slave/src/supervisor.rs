@@ -11,10 +11,12 @@
 //! another cgroup waits for all processors (8 ms were measured), and a child can only be moved after it has begun.
 
 mod act_as;
+mod call;
 mod process;
 mod spool;
 pub(crate) mod tree;
 pub(crate) mod wire;
+mod worker;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
@@ -33,7 +35,8 @@ use rustix::time::{
 
 use self::process::{Ending, Process};
 use self::spool::{READ_BYTES, Spool};
-use self::wire::{Cause, Ended, Frames, Order, Report, Setup, Start, push_frame};
+use self::wire::{Cause, Ended, Frames, Order, Report, Start, name, push_frame};
+use self::worker::Pool;
 
 pub(crate) use act_as::becoming;
 pub(crate) use spool::spool_path;
@@ -105,9 +108,11 @@ struct Supervisor {
     unsent: Vec<u8>,
     grace: Duration,
     spool: Spool,
-    setup: Option<Setup>,
+    /// The agent's mark.
+    agent: String,
     processes: HashMap<u64, Process>,
     numbers: HashMap<AttemptKey, u64>,
+    pools: HashMap<String, Pool>,
     next_number: u64,
     buffer: Vec<u8>,
     agent_gone: bool,
@@ -134,9 +139,10 @@ impl Supervisor {
             unsent: Vec::new(),
             grace: rpicluster_protocol::limits::KILL_GRACE,
             spool: Spool::new(std::path::PathBuf::new(), 0),
-            setup: None,
+            agent: String::new(),
             processes: HashMap::new(),
             numbers: HashMap::new(),
+            pools: HashMap::new(),
             next_number: FIRST_ATTEMPT,
             buffer: vec![0; READ_BYTES],
             agent_gone: false,
@@ -187,6 +193,9 @@ impl Supervisor {
                 self.tend(number, now());
             }
             STDOUT => {
+                if process.worker.is_some() {
+                    return self.hear_worker(number);
+                }
                 let [spooled, _] = &mut process.spooled;
                 let goes_on =
                     process.stdout.as_mut().is_some_and(|pipe| self.spool.fill(spooled, pipe, &mut self.buffer));
@@ -204,7 +213,7 @@ impl Supervisor {
                 }
                 process.is_dirty = true;
             }
-            _ => process.stdin = process.stdin.take().and_then(feed),
+            _ => feed(process),
         }
     }
 
@@ -233,53 +242,61 @@ impl Supervisor {
                     // Without it there are the marks.
                     let _ = std::fs::write(cgroup.join("cgroup.procs"), "0");
                 }
-                self.spool = Spool::new(setup.spool.clone(), setup.spool_max.saturating_sub(setup.spool_used));
+                self.spool = Spool::new(setup.spool, setup.spool_max.saturating_sub(setup.spool_used));
                 self.grace = Duration::from_millis(setup.grace_ms);
-                self.setup = Some(setup);
+                self.agent = setup.agent;
             }
             Order::Start(start) => self.start(*start),
-            Order::Call(_) => {}
+            Order::Call(call) => self.call(*call),
             Order::Extend(key, lease_end_ms) => {
                 if let Some(process) = self.numbers.get(&key).and_then(|number| self.processes.get_mut(number)) {
                     process.bounds.lease_end_ms = lease_end_ms;
+                } else if let Some(call) = self.waiting_call(&key) {
+                    call.bounds.lease_end_ms = lease_end_ms;
                 }
             }
-            Order::Kill(key) => {
-                if let Some(number) = self.numbers.get(&key).copied() {
-                    self.end(number, Cause::Canceled, now());
-                }
-            }
+            Order::Kill(key) => match self.numbers.get(&key).copied() {
+                Some(number) => self.end(number, Cause::Canceled, now()),
+                None => self.drop_call(&key, Cause::Canceled),
+            },
             Order::Forget(key) => self.spool.forget(&key),
         }
     }
 
     fn start(&mut self, start: Start) {
         let bounds = start.bounds.clone();
-        let started = Process::start(start, &self.spool, now());
-        let process = match started {
-            Ok(process) => process,
-            Err(not_begun) => return self.report_end(not_begun.ended(&bounds)),
-        };
+        match Process::start(start, name(&bounds.key), &self.spool, now()) {
+            Ok(process) => {
+                let number = self.watch(process);
+                self.numbers.insert(bounds.key, number);
+            }
+            Err(not_begun) => self.report_end(not_begun.ended(&bounds)),
+        }
+    }
+
+    /// Takes a process among those that are watched.
+    fn watch(&mut self, process: Process) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
         let watch = |source: BorrowedFd<'_>, kind, flags| {
             epoll::add(&self.epoll, source, EventData::new_u64(number * KINDS + kind), flags)
         };
         let mut watched = watch(process.pidfd.as_fd(), PIDFD, EventFlags::IN);
-        for (pipe, kind) in
-            [(process.stdout.as_ref().map(AsFd::as_fd), STDOUT), (process.stderr.as_ref().map(AsFd::as_fd), STDERR)]
-        {
+        let outputs =
+            [(process.stdout.as_ref().map(AsFd::as_fd), STDOUT), (process.stderr.as_ref().map(AsFd::as_fd), STDERR)];
+        for (pipe, kind) in outputs {
             watched = watched.and(pipe.map_or(Ok(()), |pipe| watch(pipe, kind, EventFlags::IN)));
         }
         if let Some((pipe, _)) = &process.stdin {
-            watched = watched.and(watch(pipe.as_fd(), STDIN, EventFlags::OUT));
+            // Told once when there is room, not for as long as there is.
+            watched = watched.and(watch(pipe.as_fd(), STDIN, EventFlags::OUT | EventFlags::ET));
         }
-        self.numbers.insert(bounds.key, number);
         self.processes.insert(number, process);
         if watched.is_err() {
             // What cannot be watched may not run.
             self.end(number, Cause::AgentGone, now());
         }
+        number
     }
 
     /// What is due.
@@ -295,6 +312,7 @@ impl Supervisor {
                 None => {}
             }
         }
+        self.judge_calls(now);
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep_at = None;
             let marks: Vec<String> = self.processes.values().map(|process| process.mark.clone()).collect();
@@ -311,7 +329,7 @@ impl Supervisor {
         }
         process.ending =
             Some(Ending { cause: Some(cause), kill_at: now + grace, check_at: now, check_wait: CHECK_MIN });
-        ask_to_end(process);
+        ask_to_end(&self.agent, process);
     }
 
     /// Looks whether anything is left of an attempt, and does what is next.
@@ -322,7 +340,7 @@ impl Supervisor {
             return self.finish(number, now, &[]);
         }
         let Some(process) = self.processes.get_mut(&number) else { return };
-        let left = tree::of_attempt(&process.mark, first);
+        let left = tree::of_attempt(&self.agent, &process.mark, first);
         if process.exited.is_some() && left.is_empty() {
             return self.finish(number, now, &[]);
         }
@@ -345,24 +363,35 @@ impl Supervisor {
             // Looked at once more before the grace is over, so that it is over then.
             ending.check_at = ending.check_at.min(ending.kill_at);
             if is_new {
-                ask_to_end(process);
+                ask_to_end(&self.agent, process);
             }
         }
     }
 
     fn finish(&mut self, number: u64, now: Moment, left_behind: &[i32]) {
-        let Some(process) = self.processes.remove(&number) else { return };
-        self.numbers.remove(&process.bounds.key);
-        let ended = process.finish(&mut self.spool, &mut self.buffer, now, left_behind);
-        self.report_end(ended);
+        let Some(mut process) = self.processes.remove(&number) else { return };
         self.sweep_at.get_or_insert(now + SWEEP_WAIT);
+        let worker = process.worker.take();
+        if worker.as_ref().is_none_or(|worker| worker.is_busy) {
+            self.numbers.remove(&process.bounds.key);
+            let mut ended = process.finish(&mut self.spool, &mut self.buffer, now, left_behind);
+            if worker.is_some() && ended.cause.is_none() {
+                // Whatever its code, it has not answered.
+                let how = ended.exit_code.map_or("killed".to_owned(), |code| format!("exit code {code}"));
+                ended.exit_code = ended.exit_code.filter(|code| *code != 0);
+                ended.problem = Some(format!("the function's process ended without an answer ({how})"));
+            }
+            self.report_end(ended);
+        } else {
+            process.finish(&mut self.spool, &mut self.buffer, now, left_behind);
+        }
+        if let Some(worker) = worker {
+            self.hand_on(&worker.function);
+        }
     }
 
     fn report_end(&mut self, ended: Ended) {
-        if !self.agent_gone {
-            // It cannot be too long: a result was bounded when it was read.
-            let _ = push_frame(&mut self.unsent, &Report::Ended(Box::new(ended)));
-        }
+        push_end(&mut self.unsent, self.agent_gone, ended);
     }
 
     fn tell_output(&mut self) {
@@ -400,6 +429,7 @@ impl Supervisor {
         }
         self.agent_gone = true;
         self.unsent = Vec::new();
+        self.pools.clear();
         let _ = epoll::delete(&self.epoll, &self.socket);
         for number in self.processes.keys().copied().collect::<Vec<_>>() {
             self.end(number, Cause::AgentGone, now());
@@ -416,7 +446,7 @@ impl Supervisor {
             let mark = tree::attempt_of(pid);
             let is_stray = mark.map_or(running.is_empty(), |mark| !running.contains(&mark));
             if is_stray {
-                tree::signal(&tree::of_attempt("", pid), Signal::KILL);
+                tree::signal(&tree::of_process(pid), Signal::KILL);
                 tree::reap(pid);
             }
         }
@@ -424,12 +454,21 @@ impl Supervisor {
 
     fn set_timer(&self) -> io::Result<()> {
         let deadlines = self.processes.values().map(Process::deadline);
-        let due = deadlines.chain(self.sweep_at).min().unwrap_or(Moment::NEVER);
+        let calls = self.pools.values().flat_map(|pool| &pool.waiting);
+        let leases = calls.map(|call| Moment::from_millis(call.bounds.lease_end_ms));
+        let due = deadlines.chain(leases).chain(self.sweep_at).min().unwrap_or(Moment::NEVER);
         let millis = if due == Moment::NEVER { 0 } else { i64::try_from(due.as_millis()).unwrap_or(0) };
         let it_value = Timespec { tv_sec: millis / 1000, tv_nsec: (millis % 1000) * 1_000_000 };
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once)?;
         Ok(())
+    }
+}
+
+fn push_end(unsent: &mut Vec<u8>, agent_gone: bool, ended: Ended) {
+    if !agent_gone {
+        // It cannot be too long: a result was bounded when it was read.
+        let _ = push_frame(unsent, &Report::Ended(Box::new(ended)));
     }
 }
 
@@ -446,26 +485,30 @@ fn has_heirs(processes: &HashMap<u64, Process>) -> bool {
 }
 
 /// SIGTERM to its group at once, then to all others that belong to it.
-fn ask_to_end(process: &Process) {
+fn ask_to_end(agent: &str, process: &Process) {
     if let Some(group) = Pid::from_raw(process.pid) {
         // The group is still its own: its first process has not been taken leave of.
         let _ = kill_process_group(group, Signal::TERM);
     }
-    let others = tree::of_attempt(&process.mark, process.pid);
+    let others = tree::of_attempt(agent, &process.mark, process.pid);
     let others: Vec<tree::Member> = others.into_iter().filter(|member| !member.is_in_group(process.pid)).collect();
     tree::signal(&others, Signal::TERM);
 }
 
-/// Writes what the pipe takes; `None` when all is written or nobody reads.
-fn feed((mut pipe, mut bytes): (std::process::ChildStdin, Vec<u8>)) -> Option<(std::process::ChildStdin, Vec<u8>)> {
-    match pipe.write(&bytes) {
-        Ok(length) => {
-            bytes.drain(..length);
-            (!bytes.is_empty()).then_some((pipe, bytes))
+/// Writes what the pipe takes. A worker's stays open; another's is closed when all is written, or nobody reads.
+fn feed(process: &mut Process) {
+    let Some((pipe, bytes)) = &mut process.stdin else { return };
+    while !bytes.is_empty() {
+        match pipe.write(bytes) {
+            Ok(length) => {
+                bytes.drain(..length);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => break,
         }
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Some((pipe, bytes))
-        }
-        Err(_) => None,
+    }
+    if process.worker.is_none() {
+        process.stdin = None;
     }
 }

@@ -13,10 +13,12 @@ use std::time::Duration;
 use rpicluster_core::Moment;
 use rpicluster_protocol::Stream;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::Value;
 use wait4::Wait4;
 
 use super::spool::{Spool, Spooled};
-use super::wire::{Bounds, Cause, Ended, Program, Start, User, name};
+use super::wire::{Bounds, Call, Cause, Ended, Program, Start, User};
+use super::worker::{Worker, question};
 
 /// Exit codes of shells: no such command, and one that cannot be executed.
 const NOT_FOUND: i32 = 127;
@@ -41,6 +43,8 @@ pub(crate) struct Process {
     /// When its first process ended.
     pub(crate) exited: Option<Moment>,
     pub(crate) ending: Option<Ending>,
+    /// It serves a function, and `bounds` are those of its task, if it is busy.
+    pub(crate) worker: Option<Worker>,
 }
 
 /// An attempt that is being ended.
@@ -90,9 +94,9 @@ pub(crate) fn nothing(bounds: &Bounds) -> Ended {
 }
 
 impl Process {
-    pub(crate) fn start(start: Start, spool: &Spool, now: Moment) -> Result<Process, NotBegun> {
+    /// Starts what is known by `mark`.
+    pub(crate) fn start(start: Start, mark: String, spool: &Spool, now: Moment) -> Result<Process, NotBegun> {
         let Start { bounds, program, stdin, script, after_script, .. } = start;
-        let mark = name(&bounds.key);
         let folder = program.folder.join(&mark);
         let needs_folder = program.cwd.is_none() || script.is_some();
         let begun = (|| {
@@ -140,8 +144,50 @@ impl Process {
             began: now,
             exited: None,
             ending: None,
+            worker: None,
             bounds,
         })
+    }
+
+    /// Gives a worker its next task.
+    pub(crate) fn take_up(&mut self, call: &Call, spool: &Spool, now: Moment) {
+        let streams = [Stream::Stdout, Stream::Stderr];
+        self.spooled = streams.map(|stream| spool.stream(&call.bounds.key, stream, call.bounds.output_limit));
+        self.bounds = call.bounds.clone();
+        self.began = now;
+        if let Some(worker) = &mut self.worker {
+            worker.is_busy = true;
+        }
+        if let Some((_, unwritten)) = &mut self.stdin {
+            unwritten.extend(question(call));
+        }
+    }
+
+    /// How a worker's task ended; the worker has none now.
+    pub(crate) fn put_down(&mut self, answer: Result<Value, String>, now: Moment) -> Ended {
+        if let Some(worker) = &mut self.worker {
+            worker.is_busy = false;
+        }
+        let (exit_code, problem, result) = match answer {
+            Ok(result) => (Some(0), None, Some(result)),
+            Err(problem) => (None, Some(problem), None),
+        };
+        let ended = Ended {
+            exit_code,
+            problem,
+            result,
+            duration_ms: millis(now.since(self.began)),
+            stdout: self.spooled[0].kept,
+            stderr: self.spooled[1].kept,
+            truncated: self.spooled.iter().any(|stream| stream.cut),
+            ..nothing(&self.bounds)
+        };
+        self.is_dirty = false;
+        self.spooled.iter_mut().for_each(Spooled::close);
+        // It may stay for as long as there is nothing for it.
+        self.bounds.lease_end_ms = Moment::NEVER.as_millis();
+        self.bounds.timeout_ms = None;
+        ended
     }
 
     /// When something is to be done for it if nothing happens.
@@ -173,7 +219,6 @@ impl Process {
         let used = self.child.try_wait4().ok().flatten();
         remove(self.own_folder.as_deref());
         let problem = (!left_behind.is_empty()).then(|| format!("processes that do not die: {left_behind:?}"));
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Ended {
             cause: self.ending.and_then(|ending| ending.cause),
             exit_code: used.and_then(|used| used.status.code()),
@@ -188,6 +233,10 @@ impl Process {
             ..nothing(&self.bounds)
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn drain(spool: &mut Spool, stream: &mut Spooled, pipe: &mut impl io::Read, buffer: &mut [u8], left: &mut u64) {

@@ -97,6 +97,12 @@ impl Spool {
 }
 
 impl Spooled {
+    /// What comes from now on belongs to nothing.
+    pub(crate) fn close(&mut self) {
+        self.file = None;
+        self.limit = self.kept;
+    }
+
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,

@@ -51,17 +51,22 @@ fn member(pid: i32) -> Option<Member> {
     (!is_over).then_some(Member { pid, parent, group, session, begun })
 }
 
-/// Those that belong to the attempt of this mark, whose first process was `first`.
-pub(crate) fn of_attempt(mark: &str, first: i32) -> Vec<Member> {
-    let wanted = format!("{ATTEMPT_MARK}={mark}");
+/// Those that belong to an attempt of an agent, by the marks of both, whose first process was `first`.
+pub(crate) fn of_attempt(agent: &str, attempt: &str, first: i32) -> Vec<Member> {
+    let wanted = [format!("{AGENT_MARK}={agent}"), format!("{ATTEMPT_MARK}={attempt}")];
     with_descendants(|member| {
         member.pid == first || member.group == first || member.session == first || bears(member.pid, &wanted)
     })
 }
 
+/// Those that descend from this one, and itself.
+pub(crate) fn of_process(first: i32) -> Vec<Member> {
+    with_descendants(|member| member.pid == first)
+}
+
 /// Those that an agent of this mark has started, in whatever life.
 pub(crate) fn of_agent(mark: &str) -> Vec<Member> {
-    let wanted = format!("{AGENT_MARK}={mark}");
+    let wanted = [format!("{AGENT_MARK}={mark}")];
     with_descendants(|member| bears(member.pid, &wanted))
 }
 
@@ -84,9 +89,10 @@ fn with_descendants(belongs: impl Fn(&Member) -> bool) -> Vec<Member> {
     members
 }
 
-/// Whether a process was started with this in its environment.
-pub(crate) fn bears(pid: i32, wanted: &str) -> bool {
-    environment(pid).is_some_and(|all| all.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()))
+/// Whether a process was started with all of these in its environment.
+fn bears(pid: i32, wanted: &[String]) -> bool {
+    let holds = |all: &[u8], one: &String| all.split(|byte| *byte == 0).any(|variable| variable == one.as_bytes());
+    environment(pid).is_some_and(|all| wanted.iter().all(|one| holds(&all, one)))
 }
 
 /// The attempt that a process was started for, as its mark says.
@@ -146,13 +152,14 @@ mod tests {
     fn a_process_is_found_by_its_mark_its_group_and_its_parent() {
         let mut child = Command::new("sh")
             .args(["-c", "env -i setsid sleep 60 & read line"])
+            .env(AGENT_MARK, "an agent")
             .env(ATTEMPT_MARK, "tree-test")
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
         let first = i32::try_from(child.id()).unwrap();
         let found = loop {
-            let found = of_attempt("tree-test", -1);
+            let found = of_attempt("an agent", "tree-test", -1);
             let is_sleep =
                 |member: &Member| fs::read(format!("/proc/{}/comm", member.pid)).is_ok_and(|name| name == b"sleep\n");
             if found.iter().any(is_sleep) {
@@ -161,7 +168,8 @@ mod tests {
         };
         assert!(found.iter().any(|member| member.pid == first));
         assert_eq!(attempt_of(first).as_deref(), Some("tree-test"));
-        assert!(children().contains(&first) || cfg!(not(target_os = "linux")) || first > 0);
+        assert_eq!(of_attempt("another agent", "tree-test", -1), []);
+        assert!(of_process(first).iter().all(|member| found.contains(member)));
         signal(&found, Signal::KILL);
         child.wait().unwrap();
     }

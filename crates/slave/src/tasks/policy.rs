@@ -15,6 +15,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Where other users may have a folder.
 const SHARED_FOLDER: &str = "/tmp";
 
+/// What a process that serves many tasks is not told when it starts.
+const OF_ONE_TASK: [&str; 3] = ["RPICLUSTER_JOB", "RPICLUSTER_TASK", ATTEMPT_MARK];
+
 /// The rules of this slave.
 #[derive(Debug)]
 pub(crate) struct Policy {
@@ -187,6 +190,11 @@ impl Policy {
                 program.argv = vec![path.display().to_string()];
                 let served = self.config.functions.get(&function).filter(|function| function.persistent);
                 if let Some(served) = served {
+                    if !spec.env.is_empty() || program.cwd.is_some() || program.user.is_some() {
+                        let what = "env, cwd and run_as cannot be chosen for one task";
+                        return Err(format!("function {function:?} is served by processes that stay: {what}"));
+                    }
+                    program.env.retain(|(key, _)| !OF_ONE_TASK.contains(&key.as_str()));
                     let workers = served.workers.unwrap_or(self.workers_default);
                     return Ok(Order::Call(Box::new(Call { bounds, function, program, workers, input })));
                 }
