@@ -551,3 +551,15 @@ fn a_worker_is_ended_with_a_task_that_is_canceled_and_who_waits_gets_another() {
     assert_eq!(other.outcome(), "succeeded");
     assert_ne!(other.event["result"], first.event["result"]);
 }
+
+#[test]
+fn who_drops_its_mark_its_session_and_its_parents_does_not_outlive_the_last_task() {
+    let mut bench = Bench::start("");
+    let file = bench.file("pid");
+    let escape =
+        format!("setsid env -i sh -c 'echo $$ > {}; exec sleep 600' & while ! [ -s {0} ]; do :; done", file.display());
+    bench.shell(1, &escape);
+    let pid = noted_pid(&file);
+    assert_eq!(bench.end(1).outcome(), "succeeded");
+    wait_until("the escaped process is ended", || !is_running(pid));
+}

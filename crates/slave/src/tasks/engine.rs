@@ -140,7 +140,6 @@ impl Engine {
             };
             let now = now();
             let mut effects = Vec::new();
-            self.look_at_session(now, &mut effects);
             for _ in 0..BATCH_MAX {
                 match next.take() {
                     Some(Message::Stop) => return,
@@ -179,6 +178,8 @@ impl Engine {
     }
 
     fn handle(&mut self, now: Moment, message: Message, effects: &mut Vec<Effect>) {
+        // First, because an offer may be of a session that has begun just now.
+        self.look_at_session(now, effects);
         match message {
             Message::Announced => self.journal.handle(now, Input::Announced, effects),
             Message::Told(told) => self.handle_told(now, told, effects),

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 
 use super::engine::Message;
 use crate::supervisor::tree;
-use crate::supervisor::wire::{Frames, Order, Report, Setup, push_frame};
+use crate::supervisor::wire::{AGENT_MARK, Frames, Order, Report, Setup, push_frame};
 
 /// A process that SIGKILL does not end within this waits for a device.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -50,6 +50,8 @@ impl Runner {
         let (socket, other) = UnixStream::pair()?;
         let mut child = Command::new(&command.program)
             .args(&command.arguments)
+            // The next life of the agent finds it too.
+            .env(AGENT_MARK, &setup.agent)
             .stdin(Stdio::from(OwnedFd::from(other)))
             .stdout(Stdio::null())
             .spawn()?;
