@@ -297,6 +297,20 @@ fn actions_are_answered_by_the_agent_itself() {
 }
 
 #[test]
+fn a_container_is_not_booted() {
+    if Path::new("/run/systemd/system").exists() {
+        // A machine of its own, and one that others need: nothing here may boot it.
+        return;
+    }
+    let mut bench = Bench::start("allow_actions = [\"reboot\", \"shutdown\"]");
+    for (index, action) in [(1, "reboot"), (2, "shutdown")] {
+        bench.offer(index, json!({ "kind": "action", "action": action }));
+        let rejected = bench.event("task_rejected", index);
+        assert_eq!(rejected["reason"], "unsupported", "{rejected}");
+    }
+}
+
+#[test]
 fn a_repeated_offer_never_runs_twice_not_even_after_kill_9() {
     let mut bench = Bench::start("");
     let lines = bench.file("lines");

@@ -144,6 +144,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_disk_has_refused_is_written_whole_when_it_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, path) = (folder.path().join("state"), folder.path().join("state/journal"));
+        let mut file = JournalFile::new(path.clone(), JournalId(7));
+        assert!(file.commit(&[record(1)], || vec![record(1)]).is_err());
+        fs::create_dir(&state).unwrap();
+        file.commit(&[], || vec![record(1)]).unwrap();
+        assert_eq!(contents(&path).records, [record(1)]);
+    }
+
+    #[test]
     fn a_damaged_file_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");

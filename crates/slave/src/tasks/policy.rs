@@ -307,3 +307,20 @@ fn matches(pattern: &str, text: &str) -> bool {
     }
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_the_whole_text() {
+        for (pattern, text) in [("*", ""), ("*", "a/b"), ("a*c", "abc"), ("a*c", "acc"), ("?b", "ab"), ("a**", "a")] {
+            assert!(matches(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [("", "a"), ("a", "ab"), ("a*c", "ab"), ("?", ""), ("*b", "ba"), ("*ab", "aab a")] {
+            assert!(!matches(pattern, text), "{pattern} {text}");
+        }
+        // A pattern cannot make anybody wait.
+        assert!(!matches(&"*a".repeat(50), &"a".repeat(10_000).replace("aa", "ab")));
+    }
+}

@@ -193,3 +193,104 @@ fn of_one_kind(entries: Vec<JournalEntry>) -> FromSlave {
         FromSlave::TaskRejected(rejected)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rpicluster_core::journal::{Effect, Input};
+    use rpicluster_protocol::{Epoch, JobId, Outcome, TaskCancel, TaskFinished, TaskId, TaskStarted, parse_from_slave};
+
+    use super::*;
+
+    fn key(index: u32) -> AttemptKey {
+        AttemptKey { task: TaskId { job: JobId(1), index }, attempt: 1, epoch: Epoch(1) }
+    }
+
+    fn started(index: u32) -> JournalEntry {
+        JournalEntry::Started(TaskStarted { key: key(index), seq: 1, boot_id: None })
+    }
+
+    fn finished(index: u32, result: &str) -> JournalEntry {
+        JournalEntry::Finished(Box::new(TaskFinished {
+            key: key(index),
+            seq: 2,
+            outcome: Outcome::Succeeded,
+            exit_code: Some(0),
+            signal: None,
+            reason: None,
+            duration_ms: 1,
+            stdout: 0,
+            stderr: 0,
+            truncated: false,
+            cpu_ms: None,
+            memory_peak: None,
+            result: Some(result.into()),
+        }))
+    }
+
+    /// All that is said, as the master reads it.
+    fn said(speech: &mut Speech, journal: &Journal) -> Vec<Envelope<FromSlave>> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut outputs = Outputs::new(folder.path().to_owned());
+        let session = SessionId::from_random(1);
+        let mut all = Vec::new();
+        while let Some((leaf, payload)) = speech.next(Moment::default(), &session, journal, &mut outputs) {
+            all.push(parse_from_slave(leaf, &payload).unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn a_long_journal_comes_in_parts_and_before_all_else() {
+        let mut journal = Journal::new(1, None);
+        let mut effects: Vec<Effect> = Vec::new();
+        for index in 0..1000 {
+            journal.handle(Moment::default(), Input::Cancel(TaskCancel { key: key(index) }), &mut effects);
+        }
+        let records = journal.recorded();
+        journal.handle(Moment::default(), Input::Synced { records }, &mut effects);
+        let mut speech = Speech::new(JournalId(7));
+        speech.tell(started(1));
+        speech.tell_journal();
+        speech.tell(started(2000));
+        let said = said(&mut speech, &journal);
+        let parts: Vec<(Part, usize)> = said
+            .iter()
+            .filter_map(|envelope| match &envelope.message {
+                FromSlave::TaskJournal(journal) => Some((envelope.part.unwrap(), journal.attempts.len())),
+                _ => None,
+            })
+            .collect();
+        assert!(parts.len() > 1);
+        assert!(parts.iter().zip(0..).all(|((part, _), number)| part.number == number));
+        assert_eq!(parts.iter().filter(|(part, _)| part.last).count(), 1);
+        assert_eq!(parts.iter().map(|(_, length)| length).sum::<usize>(), 1000);
+        assert_eq!(said.len(), parts.len(), "events that waited are in the journal");
+    }
+
+    #[test]
+    fn events_share_messages_the_newest_of_each_attempt_and_beginnings_first() {
+        let mut speech = Speech::new(JournalId(7));
+        for index in 0..100 {
+            speech.tell(started(index));
+        }
+        for index in 0..50 {
+            speech.tell(finished(index, &"x".repeat(2000)));
+        }
+        let said = said(&mut speech, &Journal::new(1, None));
+        let [FromSlave::TaskStarted(begun), rest @ ..] =
+            &said.iter().map(|one| one.message.clone()).collect::<Vec<_>>()[..]
+        else {
+            panic!("no beginnings");
+        };
+        assert_eq!(begun.len(), 50);
+        let ends: Vec<u32> = rest
+            .iter()
+            .flat_map(|message| match message {
+                FromSlave::TaskFinished(ends) => ends.iter().map(|end| end.key.task.index).collect::<Vec<_>>(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(ends, (0..50).collect::<Vec<_>>());
+        assert!(rest.len() > 1 && said.iter().all(|one| one.id.is_some()));
+    }
+}
