@@ -33,6 +33,8 @@ mod presence;
 mod presence_network;
 /// Many slaves and many messages: nothing lost, nothing misattributed.
 mod scale;
+/// What a slave does with tasks, the test in the master's place: it journals, runs, kills, reports and replays.
+mod slave_tasks;
 /// Strangers that abuse a broker in every way, beside mosquitto: what a bystander notices, and what memory stays.
 mod storm;
 /// Take-overs: an old connection's end never marks the new one offline.

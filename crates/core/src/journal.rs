@@ -90,10 +90,10 @@ impl Journal {
 
     /// All that a new file must hold, in the place of the records so far.
     pub fn records(&self) -> Vec<Record> {
-        let all = self.attempts.values().filter_map(|attempt| {
-            let entry = attempt.fresh.as_ref().map(|(_, entry)| entry).or(attempt.settled.as_ref())?;
-            Some(Record::Entry { entry: entry.clone(), alone: attempt.alone })
-        });
+        let all = self
+            .attempts
+            .values()
+            .filter_map(|attempt| Some(Record::Entry { entry: attempt.newest()?.clone(), alone: attempt.alone }));
         all.collect()
     }
 
@@ -103,6 +103,16 @@ impl Journal {
         let mut entries: Vec<JournalEntry> = known.filter_map(|attempt| attempt.settled.clone()).collect();
         entries.sort_by_key(JournalEntry::key);
         entries
+    }
+
+    /// All attempts that are held.
+    pub fn keys(&self) -> impl Iterator<Item = AttemptKey> {
+        self.attempts.keys().copied()
+    }
+
+    /// The newest event of each, durable or not.
+    pub fn held_entries(&self) -> impl Iterator<Item = &JournalEntry> {
+        self.attempts.values().filter_map(|attempt| attempt.newest())
     }
 
     /// Whether something waits for records to become durable.

@@ -3,6 +3,7 @@
 mod admin;
 mod jobs;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -110,6 +111,13 @@ pub(crate) enum Command {
     Health(HealthArgs),
     /// Check the configuration without starting anything
     CheckConfig(CheckConfigArgs),
+    /// Watch the tasks of the slave that has started this
+    #[command(name = "__supervise", hide = true)]
+    Supervise {
+        /// How to become a task
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Print the completions for a shell
     Completions {
         /// Which shell

@@ -50,6 +50,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Restore(args) => backup::restore(args),
         Command::Health(args) => health::run(args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Supervise { arguments } => slave::supervise(&arguments),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -9,6 +9,8 @@ use rpicluster_protocol::SlaveId;
 use rpicluster_protocol::limits::{KEEP_ALIVE, MESSAGE_INTERVAL, VITALS_INTERVAL};
 use serde::{Deserialize, Serialize};
 
+use crate::tasks::TasksConfig;
+
 /// More slots than any machine can use are a slip of the pen.
 const SLOTS_MAX: u32 = 1024;
 /// Labels are part of the details, whose encoded size is limited.
@@ -46,6 +48,8 @@ pub struct SlaveConfig {
     /// How often "I am still alive" is published, 100ms to 1 day: `1m`.
     #[serde(with = "humantime_serde")]
     pub message_interval: Duration,
+    /// What others may run here.
+    pub tasks: TasksConfig,
 }
 
 /// A value that cannot be used.
@@ -76,7 +80,8 @@ impl SlaveConfig {
         if self.state_dir.as_os_str().is_empty() {
             return Err(refused("state_dir", "is empty: name a folder"));
         }
-        self.validate_labels()
+        self.validate_labels()?;
+        self.tasks.validate()
     }
 
     fn validate_labels(&self) -> Result<(), ConfigError> {
@@ -122,6 +127,7 @@ impl Default for SlaveConfig {
             keep_alive: KEEP_ALIVE,
             vitals_interval: VITALS_INTERVAL,
             message_interval: MESSAGE_INTERVAL,
+            tasks: TasksConfig::default(),
         }
     }
 }

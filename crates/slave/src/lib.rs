@@ -15,6 +15,8 @@ mod outbox;
 mod session;
 mod slave;
 mod status;
+mod supervisor;
+mod tasks;
 mod text;
 
 pub use behaviour::{Agent, Behaviour};
@@ -24,3 +26,5 @@ pub use join::Refusal;
 pub use outbox::{Outbox, OutboxError};
 pub use slave::{Access, Slave, SlaveError};
 pub use status::{Status, query_status};
+pub use supervisor::{SuperviseError, supervise};
+pub use tasks::{FunctionConfig, Kind, SupervisorCommand, TasksConfig, TasksError};

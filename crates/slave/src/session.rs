@@ -23,6 +23,7 @@ use tokio::time::{self, Instant, Interval, MissedTickBehavior};
 
 use crate::outbox::delivery;
 use crate::slave::Slave;
+use crate::tasks::{Spoken, Tasks};
 
 /// Requests that the client holds for the network: the prelude of a session fits at once.
 const REQUESTS_MAX: usize = 16;
@@ -79,17 +80,20 @@ pub(crate) async fn run(
                     Input::Network(event)
                 }
                 Err(error) => {
+                    session.end_tasks();
                     session.slave.status.send_modify(|status| status.set_disconnected());
                     return Ended::Lost { error, held: connected.elapsed() };
                 }
             },
             Some(envelope) = session.slave.outgoing.recv(), if may_add => Input::Outbox(envelope),
+            Some(spoken) = next_of_tasks(&mut session.slave.tasks), if may_add => Input::Task(spoken),
             () = reached(session.announce_at), if may_add => Input::Announce,
             _ = session.vitals.tick() => Input::Vitals,
             _ = session.message.tick() => Input::Message,
         };
         session.handle(input);
     }
+    session.end_tasks();
     session.say_goodbye();
     match time::timeout(GOODBYE_TIMEOUT, session.finish(poll)).await {
         Ok(Ok(())) => tracing::info!(id = %session.slave.id, "stopped"),
@@ -108,6 +112,14 @@ async fn next_event(mut eventloop: EventLoop) -> Polled {
 }
 
 type Polled = (EventLoop, Result<Event, ConnectionError>);
+
+/// What tasks have to say; nothing ever, if there are none.
+async fn next_of_tasks(tasks: &mut Option<Tasks>) -> Option<Spoken> {
+    match tasks {
+        Some(tasks) => tasks.next().await,
+        None => future::pending().await,
+    }
+}
 
 /// Completes at `moment`; never, if there is none.
 async fn reached(moment: Option<Instant>) {
@@ -142,6 +154,7 @@ fn with_nodelay(mut eventloop: EventLoop) -> EventLoop {
 enum Input {
     Network(Event),
     Outbox(Envelope<FromSlave>),
+    Task(Spoken),
     Announce,
     Vitals,
     Message,
@@ -204,6 +217,9 @@ impl<'a> Session<'a> {
             tracing::error!(root = %self.slave.root, "cannot subscribe below this topic root");
         }
         self.introduce();
+        if let Some(tasks) = &self.slave.tasks {
+            tasks.set_session(Some(self.id));
+        }
         self.slave.behaviour.on_connected(self.id, &self.slave.outbox);
     }
 
@@ -211,9 +227,17 @@ impl<'a> Session<'a> {
         match input {
             Input::Network(event) => self.handle_event(event),
             Input::Outbox(envelope) => self.say(envelope),
+            Input::Task(Spoken { session, leaf, payload }) => {
+                // What was meant for an earlier session is said anew in this one.
+                if session == *self.id {
+                    self.unsent.push_back(Encoded { leaf, payload });
+                    self.flush();
+                }
+            }
             Input::Announce => {
                 self.announce_at = None;
                 self.introduce();
+                self.tell_tasks(Tasks::announce);
             }
             Input::Vitals => {
                 if let Some(vitals) = self.slave.behaviour.vitals() {
@@ -292,9 +316,25 @@ impl<'a> Session<'a> {
             ToSlave::BadMessage(problem) if self.lines.spend() => {
                 tracing::warn!(id = %self.slave.id, re = ?reply.re, ?problem, "the master did not understand a message");
             }
-            _ => {}
+            message => self.tell_tasks(|tasks| tasks.deliver(message)),
         }
         self.slave.behaviour.on_reply(reply, &self.slave.outbox);
+    }
+
+    /// Hands something to the thread of tasks. What it cannot take is counted, and repeated by whoever said it.
+    fn tell_tasks(&mut self, hand: impl FnOnce(&Tasks) -> bool) {
+        if self.slave.tasks.as_ref().is_some_and(|tasks| !hand(tasks)) {
+            self.slave.status.send_modify(|status| status.shed += 1);
+            if self.lines.spend() {
+                tracing::warn!(id = %self.slave.id, "tasks are behind: a message about them was dropped");
+            }
+        }
+    }
+
+    fn end_tasks(&mut self) {
+        if let Some(tasks) = &self.slave.tasks {
+            tasks.set_session(None);
+        }
     }
 
     fn not_understood(&mut self, problem: &str) {

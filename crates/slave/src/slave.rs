@@ -21,6 +21,7 @@ use crate::join::{Joining, Refusal, way_out};
 use crate::outbox::Outbox;
 use crate::session::{self, Ended};
 use crate::status::{Status, StatusSocket};
+use crate::tasks::{SupervisorCommand, Tasks, TasksError};
 use crate::text::{PROBLEM_CHARACTERS_MAX, bounded};
 
 /// The version that `state` and details name.
@@ -36,6 +37,9 @@ pub struct Slave {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) outbox: Outbox,
     pub(crate) outgoing: mpsc::Receiver<Envelope<FromSlave>>,
+    /// Its tasks, once it runs.
+    pub(crate) tasks: Option<Tasks>,
+    supervisor: Option<SupervisorCommand>,
     boot_id: Option<String>,
     slots: u32,
     status_socket: Option<PathBuf>,
@@ -106,6 +110,9 @@ pub enum SlaveError {
         /// What the system says.
         cause: io::Error,
     },
+    /// Tasks cannot be run here.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
     /// The system gives no random bits for a session id or a secret.
     #[error("no random bits: {0}")]
     Random(#[from] getrandom::Error),
@@ -148,6 +155,8 @@ impl Slave {
             status: watch::Sender::new(Status::new(id.clone(), address.to_string())),
             outbox,
             outgoing,
+            tasks: None,
+            supervisor: None,
             boot_id: rpicluster_machine::boot_id(),
             slots: config.slots(),
             status_socket: None,
@@ -162,6 +171,12 @@ impl Slave {
     /// The same, telling its status on a Unix socket for as long as it runs (see [`crate::query_status`]).
     pub fn with_status_socket(self, path: impl Into<PathBuf>) -> Slave {
         Slave { status_socket: Some(path.into()), ..self }
+    }
+
+    /// The same, running tasks as `[slave.tasks]` allows, by a supervisor that is started so (see [`crate::supervise`]).
+    /// Without this, offers are only shown to its [`Behaviour`].
+    pub fn with_tasks(self, supervisor: SupervisorCommand) -> Slave {
+        Slave { supervisor: Some(supervisor), ..self }
     }
 
     /// The slave's id.
@@ -183,7 +198,7 @@ impl Slave {
     /// goodbye.
     ///
     /// # Errors
-    /// If the status socket cannot be opened, the master does not let it join or is not the token's, or the system fails.
+    /// If the status socket cannot be opened, tasks cannot be run here, the master does not let it join or is not the token's, or the system fails.
     /// Never because the network does.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), SlaveError> {
         let socket = self
@@ -191,6 +206,9 @@ impl Slave {
             .take()
             .map(|path| StatusSocket::bind(&path).map_err(|cause| SlaveError::StatusSocket { path, cause }));
         let socket = socket.transpose()?;
+        if let Some(supervisor) = self.supervisor.take() {
+            self.tasks = Some(Tasks::start(&self.config, self.id.clone(), self.boot_id.clone(), supervisor)?);
+        }
         let status = self.status();
         let tell_status = async {
             match socket {

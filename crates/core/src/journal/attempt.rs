@@ -68,6 +68,11 @@ impl Attempt {
         Attempt { fresh: Some((0, entry)), ..Attempt::new(Phase::Over, Moment::NEVER, 0) }
     }
 
+    /// What was decided last.
+    pub(super) fn newest(&self) -> Option<&JournalEntry> {
+        self.fresh.as_ref().map(|(_, entry)| entry).or(self.settled.as_ref())
+    }
+
     /// Whether it holds a slot.
     pub(super) fn occupies(&self) -> bool {
         matches!(self.phase, Phase::Beginning(_) | Phase::Running)

@@ -2,8 +2,10 @@
 
 mod way_in;
 
+use std::ffi::OsString;
+
 use anyhow::Context;
-use rpicluster_slave::{Agent, Slave, SlaveConfig, SlaveError};
+use rpicluster_slave::{Agent, Slave, SlaveConfig, SlaveError, SuperviseError, SupervisorCommand};
 
 use self::way_in::WayIn;
 use crate::cli::SlaveArgs;
@@ -37,7 +39,7 @@ pub(crate) fn run(args: SlaveArgs) -> Result<(), Failure> {
             if let Some(failure) = bad_token {
                 tracing::warn!("the token cannot be used, and is not needed: {failure}");
             }
-            slave.map_err(slave_failure)?.with_status_socket(status_socket)
+            slave.map_err(slave_failure)?.with_status_socket(status_socket).with_tasks(supervisor())
         }
     };
     announce_line(&format!("slave: id {}, master {}", slave.id(), slave.status().borrow().master));
@@ -50,12 +52,30 @@ pub(crate) fn run(args: SlaveArgs) -> Result<(), Failure> {
     })
 }
 
+/// This program itself, also when its file has been replaced meanwhile.
+fn supervisor() -> SupervisorCommand {
+    SupervisorCommand { program: "/proc/self/exe".into(), arguments: vec!["__supervise".into()] }
+}
+
+/// Runs the supervisor that an agent has started.
+///
+/// # Errors
+/// If nobody has, or the system refuses.
+pub(crate) fn supervise(arguments: &[OsString]) -> Result<(), Failure> {
+    rpicluster_slave::supervise(arguments).map_err(|error| {
+        let exit = if matches!(error, SuperviseError::NotForPeople(_)) { Exit::Usage } else { Exit::Failed };
+        Failure::new(exit, error.to_string())
+    })
+}
+
 fn slave_failure(error: SlaveError) -> Failure {
     let (exit, advice) = match error {
         SlaveError::Config(_) | SlaveError::Identity(_) | SlaveError::NotJoined | SlaveError::Plain(_) => {
             (Exit::Configuration, "")
         }
-        SlaveError::StatusSocket { .. } => (Exit::Failed, "; name another folder with --state-dir"),
+        SlaveError::StatusSocket { .. } | SlaveError::Tasks(_) => {
+            (Exit::Failed, "; name another folder with --state-dir")
+        }
         SlaveError::Refused { .. } | SlaveError::Untrusted(_) | SlaveError::Random(_) => (Exit::Failed, ""),
     };
     Failure::new(exit, format!("slave: {error}{advice}"))

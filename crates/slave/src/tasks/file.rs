@@ -1,0 +1,166 @@
+//! The journal's file: lines appended and made durable together, and written anew when most of it is history.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rpicluster_core::journal::{Contents, Damage, Record, decode, encode, encode_beginning};
+use rpicluster_protocol::JournalId;
+
+/// From this size on it is written anew once it is four times as long as what it must hold.
+const COMPACT_BYTES: u64 = 1024 * 1024;
+/// Longer than any journal: compaction keeps it far below.
+const FILE_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// An open journal. Whatever fails leaves it in need of being written anew, which [`JournalFile::commit`] does.
+#[derive(Debug)]
+pub(crate) struct JournalFile {
+    path: PathBuf,
+    id: JournalId,
+    file: Option<File>,
+    bytes: u64,
+    /// How long it was when it held nothing but what it must.
+    compact_bytes: u64,
+}
+
+/// What was found where the journal should be.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Nothing,
+    Journal(Contents),
+    /// It was set aside.
+    Damaged {
+        damage: Damage,
+        aside: PathBuf,
+    },
+}
+
+/// Reads the journal; a damaged one is set aside, so that nobody takes it for the truth.
+pub(crate) fn read(path: &Path) -> io::Result<Found> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Ok(file) => file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(error),
+    };
+    match decode(&bytes) {
+        Ok(contents) => Ok(Found::Journal(contents)),
+        Err(damage) => {
+            let aside = path.with_extension("damaged");
+            fs::rename(path, &aside)?;
+            Ok(Found::Damaged { damage, aside })
+        }
+    }
+}
+
+impl JournalFile {
+    /// A journal that is written with its first [`JournalFile::commit`].
+    pub(crate) fn new(path: PathBuf, id: JournalId) -> JournalFile {
+        JournalFile { path, id, file: None, bytes: 0, compact_bytes: 0 }
+    }
+
+    pub(crate) fn id(&self) -> JournalId {
+        self.id
+    }
+
+    /// Makes `records` durable behind those before; `all` tells what a new file must hold.
+    ///
+    /// # Errors
+    /// If the system refuses. The next commit then writes a new file, because nobody knows what is in this one.
+    pub(crate) fn commit(&mut self, records: &[Record], all: impl FnOnce() -> Vec<Record>) -> io::Result<()> {
+        let is_history = self.bytes > COMPACT_BYTES && self.bytes > 4 * self.compact_bytes;
+        let Some(mut file) = self.file.take_if(|_| !is_history) else { return self.rewrite(&all()) };
+        let line = encode(records);
+        file.write_all(&line)?;
+        file.sync_data()?;
+        self.bytes += line.len() as u64;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Puts a new file in the place of the old one: after a crash there is one or the other, whole.
+    fn rewrite(&mut self, all: &[Record]) -> io::Result<()> {
+        self.file = None;
+        let beside = self.path.with_extension("new");
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut bytes = encode_beginning(self.id);
+        if !all.is_empty() {
+            bytes.extend(encode(all));
+        }
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, &self.path)?;
+        if let Some(folder) = self.path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        self.bytes = bytes.len() as u64;
+        self.compact_bytes = self.bytes;
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rpicluster_protocol::{AttemptKey, Epoch, JobId, TaskId};
+
+    use super::*;
+
+    fn record(index: u32) -> Record {
+        let task = TaskId { job: JobId(1), index };
+        Record::Forgotten(AttemptKey { task, attempt: 1, epoch: Epoch(1) })
+    }
+
+    fn contents(path: &Path) -> Contents {
+        match read(path).unwrap() {
+            Found::Journal(contents) => contents,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_committed_is_found_again_and_history_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        assert!(matches!(read(&path).unwrap(), Found::Nothing));
+        let mut file = JournalFile::new(path.clone(), JournalId(7));
+        file.commit(&[], || vec![record(0)]).unwrap();
+        let many: Vec<Record> = (1..1000).map(record).collect();
+        let mut longest = 0;
+        for _ in 0..30 {
+            file.commit(&many, || vec![record(0)]).unwrap();
+            longest = longest.max(fs::metadata(&path).unwrap().len());
+        }
+        assert!(longest < COMPACT_BYTES + 200_000, "{longest}");
+        let found = contents(&path);
+        assert_eq!((found.id, found.torn), (JournalId(7), false));
+        assert_eq!(found.records[0], record(0));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_disk_has_refused_is_written_whole_when_it_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, path) = (folder.path().join("state"), folder.path().join("state/journal"));
+        let mut file = JournalFile::new(path.clone(), JournalId(7));
+        assert!(file.commit(&[record(1)], || vec![record(1)]).is_err());
+        fs::create_dir(&state).unwrap();
+        file.commit(&[], || vec![record(1)]).unwrap();
+        assert_eq!(contents(&path).records, [record(1)]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        fs::write(&path, "no journal\n").unwrap();
+        assert!(matches!(read(&path).unwrap(), Found::Damaged { .. }));
+        assert!(!path.exists());
+        assert_eq!(fs::read_to_string(folder.path().join("journal.damaged")).unwrap(), "no journal\n");
+    }
+}

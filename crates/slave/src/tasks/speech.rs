@@ -1,0 +1,296 @@
+//! What there is to say to the master, in the order in which it is said: the journal, renewals, events, output.
+
+use std::collections::{HashMap, VecDeque};
+
+use rpicluster_core::Moment;
+use rpicluster_core::journal::Journal;
+use rpicluster_protocol::limits::MESSAGE_BYTES_MAX;
+use rpicluster_protocol::{
+    AttemptKey, Envelope, FromSlave, JournalEntry, JournalId, Part, RequestId, SessionId, TaskJournal, TaskLease,
+    Upward, encode_from_slave,
+};
+
+use super::output::Outputs;
+
+/// Events that wait; the oldest gives way, and is told again when its time comes.
+const EVENTS_MAX: usize = 16_384;
+/// Room in a message for what is around its entries.
+const ENVELOPE_BYTES: usize = 1024;
+
+pub(crate) struct Speech {
+    journal_id: JournalId,
+    wants_journal: bool,
+    /// Parts of a journal that is being told.
+    parts: VecDeque<Envelope<FromSlave>>,
+    renewals: VecDeque<TaskLease>,
+    events: VecDeque<JournalEntry>,
+    next_id: u64,
+}
+
+impl Speech {
+    pub(crate) fn new(journal_id: JournalId) -> Speech {
+        Speech {
+            journal_id,
+            wants_journal: false,
+            parts: VecDeque::new(),
+            renewals: VecDeque::new(),
+            events: VecDeque::new(),
+            next_id: 1,
+        }
+    }
+
+    /// What was not said in a session is not said in the next: that one begins with the journal.
+    pub(crate) fn clear(&mut self) {
+        self.wants_journal = false;
+        self.parts.clear();
+        self.renewals.clear();
+        self.events.clear();
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.renewals.is_empty() && self.events.is_empty() && !self.wants_journal
+    }
+
+    pub(crate) fn tell(&mut self, entry: JournalEntry) {
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(entry);
+    }
+
+    pub(crate) fn tell_journal(&mut self) {
+        self.wants_journal = true;
+    }
+
+    pub(crate) fn renew(&mut self, lease: TaskLease) {
+        self.renewals.push_back(lease);
+    }
+
+    /// The next message, encoded.
+    pub(crate) fn next(
+        &mut self,
+        now: Moment,
+        session: &SessionId,
+        journal: &Journal,
+        outputs: &mut Outputs,
+    ) -> Option<(Upward, Vec<u8>)> {
+        loop {
+            let envelope = self.next_envelope(now, session, journal, outputs)?;
+            match encode_from_slave(&envelope) {
+                Ok(payload) => return Some((envelope.message.leaf(), payload)),
+                // Lengths are counted before, so this shows one event that is too long by itself.
+                Err(error) => tracing::error!(%error, "a message about tasks cannot be sent"),
+            }
+        }
+    }
+
+    fn next_envelope(
+        &mut self,
+        now: Moment,
+        session: &SessionId,
+        journal: &Journal,
+        outputs: &mut Outputs,
+    ) -> Option<Envelope<FromSlave>> {
+        if std::mem::take(&mut self.wants_journal) {
+            // Events that wait are in it.
+            self.events.clear();
+            self.parts = self.journal_parts(session, journal.entries());
+        }
+        if let Some(part) = self.parts.pop_front() {
+            return Some(part);
+        }
+        if let Some(lease) = self.renewals.pop_front() {
+            return Some(self.identified(FromSlave::TaskLease(lease)));
+        }
+        if let Some(events) = self.next_events() {
+            return Some(self.identified(events));
+        }
+        let pieces = outputs.next_message(now);
+        (!pieces.is_empty()).then(|| FromSlave::TaskOutput(pieces).into())
+    }
+
+    fn identified(&mut self, message: FromSlave) -> Envelope<FromSlave> {
+        let id = format!("e{}", self.next_id).parse::<RequestId>().ok();
+        self.next_id += 1;
+        Envelope { id, ..Envelope::new(message) }
+    }
+
+    /// Events of one type that fit into a message. Of each attempt only the newest is told, and beginnings first, so that
+    /// none comes after its end.
+    fn next_events(&mut self) -> Option<FromSlave> {
+        let newest: HashMap<AttemptKey, u32> = if self.events.len() > 1 {
+            self.events.iter().map(|entry| (entry.key(), entry.seq())).collect()
+        } else {
+            HashMap::new()
+        };
+        self.events.retain(|entry| newest.get(&entry.key()).is_none_or(|seq| entry.seq() >= *seq));
+        let first = self.events.iter().find(|entry| matches!(entry, JournalEntry::Started(_)));
+        let kind = std::mem::discriminant(first.or(self.events.front())?);
+        let mut room = MESSAGE_BYTES_MAX - ENVELOPE_BYTES;
+        let (mut taken, mut left) = (Vec::new(), VecDeque::new());
+        let mut is_full = false;
+        for entry in self.events.drain(..) {
+            let length = if is_full || std::mem::discriminant(&entry) != kind { None } else { Some(length_of(&entry)) };
+            match length {
+                Some(length) if length <= room || taken.is_empty() => {
+                    room = room.saturating_sub(length);
+                    taken.push(entry);
+                }
+                Some(_) => {
+                    is_full = true;
+                    left.push_back(entry);
+                }
+                None => left.push_back(entry),
+            }
+        }
+        self.events = left;
+        Some(of_one_kind(taken))
+    }
+
+    fn journal_parts(&self, session: &SessionId, entries: Vec<JournalEntry>) -> VecDeque<Envelope<FromSlave>> {
+        let mut parts = vec![Vec::new()];
+        let mut room = MESSAGE_BYTES_MAX - ENVELOPE_BYTES;
+        for entry in entries {
+            let length = length_of(&entry);
+            if length > room {
+                parts.push(Vec::new());
+                room = MESSAGE_BYTES_MAX - ENVELOPE_BYTES;
+            }
+            room = room.saturating_sub(length);
+            if let Some(part) = parts.last_mut() {
+                part.push(entry);
+            }
+        }
+        let count = parts.len();
+        let whole = parts.into_iter().zip(0u32..).map(|(attempts, number)| {
+            let journal = TaskJournal { journal_id: self.journal_id, session: session.clone(), attempts };
+            let part = Part { number, last: number as usize + 1 == count };
+            Envelope { part: Some(part), ..Envelope::new(FromSlave::TaskJournal(journal)) }
+        });
+        whole.collect()
+    }
+}
+
+/// Bytes of an event and its comma.
+fn length_of(entry: &JournalEntry) -> usize {
+    serde_json::to_string(entry).map_or(0, |json| json.len() + 1)
+}
+
+fn of_one_kind(entries: Vec<JournalEntry>) -> FromSlave {
+    let (mut started, mut finished, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in entries {
+        match entry {
+            JournalEntry::Started(event) => started.push(event),
+            JournalEntry::Finished(event) => finished.push(*event),
+            JournalEntry::Rejected(event) => rejected.push(event),
+        }
+    }
+    if !started.is_empty() {
+        FromSlave::TaskStarted(started)
+    } else if !finished.is_empty() {
+        FromSlave::TaskFinished(finished)
+    } else {
+        FromSlave::TaskRejected(rejected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rpicluster_core::journal::{Effect, Input};
+    use rpicluster_protocol::{Epoch, JobId, Outcome, TaskCancel, TaskFinished, TaskId, TaskStarted, parse_from_slave};
+
+    use super::*;
+
+    fn key(index: u32) -> AttemptKey {
+        AttemptKey { task: TaskId { job: JobId(1), index }, attempt: 1, epoch: Epoch(1) }
+    }
+
+    fn started(index: u32) -> JournalEntry {
+        JournalEntry::Started(TaskStarted { key: key(index), seq: 1, boot_id: None })
+    }
+
+    fn finished(index: u32, result: &str) -> JournalEntry {
+        JournalEntry::Finished(Box::new(TaskFinished {
+            key: key(index),
+            seq: 2,
+            outcome: Outcome::Succeeded,
+            exit_code: Some(0),
+            signal: None,
+            reason: None,
+            duration_ms: 1,
+            stdout: 0,
+            stderr: 0,
+            truncated: false,
+            cpu_ms: None,
+            memory_peak: None,
+            result: Some(result.into()),
+        }))
+    }
+
+    /// All that is said, as the master reads it.
+    fn said(speech: &mut Speech, journal: &Journal) -> Vec<Envelope<FromSlave>> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut outputs = Outputs::new(folder.path().to_owned());
+        let session = SessionId::from_random(1);
+        let mut all = Vec::new();
+        while let Some((leaf, payload)) = speech.next(Moment::default(), &session, journal, &mut outputs) {
+            all.push(parse_from_slave(leaf, &payload).unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn a_long_journal_comes_in_parts_and_before_all_else() {
+        let mut journal = Journal::new(1, None);
+        let mut effects: Vec<Effect> = Vec::new();
+        for index in 0..1000 {
+            journal.handle(Moment::default(), Input::Cancel(TaskCancel { key: key(index) }), &mut effects);
+        }
+        let records = journal.recorded();
+        journal.handle(Moment::default(), Input::Synced { records }, &mut effects);
+        let mut speech = Speech::new(JournalId(7));
+        speech.tell(started(1));
+        speech.tell_journal();
+        speech.tell(started(2000));
+        let said = said(&mut speech, &journal);
+        let parts: Vec<(Part, usize)> = said
+            .iter()
+            .filter_map(|envelope| match &envelope.message {
+                FromSlave::TaskJournal(journal) => Some((envelope.part.unwrap(), journal.attempts.len())),
+                _ => None,
+            })
+            .collect();
+        assert!(parts.len() > 1);
+        assert!(parts.iter().zip(0..).all(|((part, _), number)| part.number == number));
+        assert_eq!(parts.iter().filter(|(part, _)| part.last).count(), 1);
+        assert_eq!(parts.iter().map(|(_, length)| length).sum::<usize>(), 1000);
+        assert_eq!(said.len(), parts.len(), "events that waited are in the journal");
+    }
+
+    #[test]
+    fn events_share_messages_the_newest_of_each_attempt_and_beginnings_first() {
+        let mut speech = Speech::new(JournalId(7));
+        for index in 0..100 {
+            speech.tell(started(index));
+        }
+        for index in 0..50 {
+            speech.tell(finished(index, &"x".repeat(2000)));
+        }
+        let said = said(&mut speech, &Journal::new(1, None));
+        let [FromSlave::TaskStarted(begun), rest @ ..] =
+            &said.iter().map(|one| one.message.clone()).collect::<Vec<_>>()[..]
+        else {
+            panic!("no beginnings");
+        };
+        assert_eq!(begun.len(), 50);
+        let ends: Vec<u32> = rest
+            .iter()
+            .flat_map(|message| match message {
+                FromSlave::TaskFinished(ends) => ends.iter().map(|end| end.key.task.index).collect::<Vec<_>>(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(ends, (0..50).collect::<Vec<_>>());
+        assert!(rest.len() > 1 && said.iter().all(|one| one.id.is_some()));
+    }
+}
