@@ -7,6 +7,8 @@
 /// What tests stand on: processes, clusters, clients, faults, waiting.
 mod harness;
 
+/// All kinds of abuse at once, through TLS, while a hundred slaves work.
+mod abuse;
 /// Who may do what: every kind of client, on both listeners and both versions, against every kind of topic.
 mod access;
 /// Backups of the master's state, taken while it runs, and what comes of them on a new head.

@@ -1,87 +1,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rpicluster_client::{Connection, Login, Trust};
-use rpicluster_protocol::{Details, Envelope, FromSlave, Info, RequestId, SlaveId, ToSlave, TopicRoot};
-use rpicluster_slave::{Access, Behaviour, Outbox, Slave, SlaveConfig, Status};
+use rpicluster_protocol::{Envelope, FromSlave, Info, RequestId, SlaveId, ToSlave};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
-use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::harness::fleet::{Fleet, Member};
 use crate::harness::{Cluster, figure, heavy, soak, wait_until};
 
-/// A slave whose machine is called as itself, so that a mix-up shows.
-struct Canned {
-    id: SlaveId,
-    replies: mpsc::Sender<Envelope<ToSlave>>,
-}
-
-impl Behaviour for Canned {
-    fn details(&mut self) -> Details {
-        Details { hostname: Some(self.id.to_string()), ..Details::default() }
-    }
-
-    fn message(&mut self, _: &SlaveId) -> Option<String> {
-        None
-    }
-
-    fn on_reply(&mut self, reply: &Envelope<ToSlave>, _: &Outbox) {
-        // Most tests do not read them.
-        let _ = self.replies.try_send(reply.clone());
-    }
-}
-
-/// One slave of the fleet, as the test sees it.
-struct Member {
-    id: SlaveId,
-    status: watch::Receiver<Status>,
-    outbox: Outbox,
-    replies: mpsc::Receiver<Envelope<ToSlave>>,
-}
-
-/// Many slaves in this process.
-struct Fleet {
-    members: Vec<Member>,
-    runtime: Runtime,
-    _tasks: JoinSet<()>,
-}
-
-impl Fleet {
-    fn start(cluster: &Cluster, size: usize) -> Fleet {
-        limit_open_files(None);
-        let runtime = Runtime::new().unwrap();
-        let mut tasks = JoinSet::new();
-        let mut members = Vec::new();
-        for number in 0..size {
-            let id: SlaveId = format!("node-{number:04}").parse().unwrap();
-            let door = cluster.door_of(id.as_str());
-            let broker = format!("mqtt://{}", door.address).parse().unwrap();
-            let (user, password) = door.login.map(|(user, password)| (user.to_owned(), password.to_owned())).unwrap();
-            let connection = Connection::new(broker, &Trust::System, None).unwrap();
-            let access = Access::Account(connection.with_login(Login { user, password }));
-            let config = SlaveConfig { id: Some(id.clone()), ..SlaveConfig::default() };
-            let (sender, replies) = mpsc::channel(100);
-            let slave =
-                Slave::new(config, TopicRoot::default(), access, Canned { id: id.clone(), replies: sender }).unwrap();
-            members.push(Member { id, status: slave.status(), outbox: slave.outbox(), replies });
-            tasks.spawn_on(async move { slave.run(std::future::pending()).await.unwrap() }, runtime.handle());
-        }
-        let fleet = Fleet { members, runtime, _tasks: tasks };
-        wait_until("all slaves are online", || cluster.get("/api/v1/status")["online"] == size);
-        wait_until("all slaves are answered", || {
-            fleet.members.iter().all(|member| member.status.borrow().master_info_received)
-        });
-        fleet
-    }
-}
-
-/// Sets this process's limit on open files, which a master started later inherits; `None` means as many as possible.
-fn limit_open_files(limit: Option<u64>) {
+/// Sets this process's limit on open files, which a master started later inherits.
+fn limit_open_files(limit: u64) {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    assert!(maximum.is_none_or(|maximum| maximum >= 4_096), "1,000 slaves need more open files: ulimit -Hn 4096");
-    setrlimit(Resource::Nofile, Rlimit { current: limit.or(maximum), maximum }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum }).unwrap();
 }
 
 fn views(cluster: &Cluster) -> BTreeMap<String, Value> {
@@ -94,7 +25,7 @@ fn a_thousand_slaves_are_online_and_answered_and_none_is_mistaken_for_another() 
     const SLAVES: usize = 1_000;
     let _turn = heavy();
     // As on any Debian: the master itself has to ask for more.
-    limit_open_files(Some(512));
+    limit_open_files(512);
     let cluster = Cluster::start();
     let started = Instant::now();
     let mut fleet = Fleet::start(&cluster, SLAVES);

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the integration tests at full length (SOAK, 30s by default; full load for SOAK_BROKER, 30m) with a release build, then
-# each fuzz target for FUZZ (7m), and appends what was measured to docs/measured.md.
+# Runs the integration tests at full length (SOAK, 30s by default; full load for SOAK_BROKER, 30m; abuse for SOAK_ABUSE, 5m)
+# with a release build, then each fuzz target for FUZZ (7m), and appends what was measured to docs/measured.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export SOAK="${SOAK:-30s}" SOAK_BROKER="${SOAK_BROKER:-30m}"
+export SOAK="${SOAK:-30s}" SOAK_BROKER="${SOAK_BROKER:-30m}" SOAK_ABUSE="${SOAK_ABUSE:-5m}"
 
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
@@ -16,8 +16,8 @@ processor="$(sed -n 's/^model name[^:]*: //p; s/^Model[^:]*: //p' /proc/cpuinfo 
 [ -e docs/measured.md ] || printf '# Measured\n' >docs/measured.md
 {
     printf '\n## Soak of %s\n\n' "$(date -u +%Y-%m-%d)"
-    printf -- '- commit: %s\n- machine: %s, %s cores, %s\n- SOAK: %s, SOAK_BROKER: %s\n' \
-        "$commit" "${processor:-unknown processor}" "$(nproc)" "$(uname -srm)" "$SOAK" "$SOAK_BROKER"
+    printf -- '- commit: %s\n- machine: %s, %s cores, %s\n- SOAK: %s, SOAK_BROKER: %s, SOAK_ABUSE: %s\n' \
+        "$commit" "${processor:-unknown processor}" "$(nproc)" "$(uname -srm)" "$SOAK" "$SOAK_BROKER" "$SOAK_ABUSE"
     sed -n 's/^.*figure: /- /p; s/^test result: /- tests: /p' "$log"
 } >>docs/measured.md
 echo "tests/soak.sh: appended to docs/measured.md"

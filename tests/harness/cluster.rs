@@ -202,7 +202,7 @@ impl Cluster {
     /// An HTTP client that trusts this cluster's master and nobody else.
     fn agent(&self) -> ureq::Agent {
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(HTTP_TIMEOUT));
-        let pem = fs::read(self.master_folder().join("ca.pem")).unwrap();
+        let pem = fs::read(self.ca_file()).unwrap();
         let roots = RootCerts::new_with_certs(&[Certificate::from_pem(&pem).unwrap()]);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build();
@@ -217,6 +217,11 @@ impl Cluster {
     /// The master's state folder.
     pub(crate) fn master_folder(&self) -> PathBuf {
         self.folder.path().join("master")
+    }
+
+    /// The certificate of the master's authority, as PEM.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.master_folder().join("ca.pem")
     }
 
     /// The JSON of `GET path`, which must succeed.

@@ -4,9 +4,11 @@ mod cluster;
 pub(crate) mod external;
 pub(crate) mod fake_master;
 pub(crate) mod faults;
+pub(crate) mod fleet;
 pub(crate) mod mosquitto;
 pub(crate) mod mqtt;
 mod process;
+pub(crate) mod tls;
 mod wait;
 
 pub(crate) use cluster::{Cluster, INSIDER, free_address, rpicluster};

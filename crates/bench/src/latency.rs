@@ -1,13 +1,13 @@
 //! Request to reply, one at a time.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::client::{Client, publish};
+use crate::client::{Client, Entrance, publish};
 use crate::figure::{Figures, median, percentile};
 use crate::peers::{Master, start_mosquitto};
 
@@ -19,12 +19,24 @@ const REPLY: &[u8] = br#"{"type":"master_time","payload":{"unix_ms":176722560000
 
 /// p50 and p99 in microseconds, one of each a round.
 #[derive(Default)]
-struct Rounds {
+pub(crate) struct Rounds {
     p50: Vec<f64>,
     p99: Vec<f64>,
 }
 
 impl Rounds {
+    /// One round.
+    pub(crate) fn of(micros: &[f64]) -> Rounds {
+        let mut rounds = Rounds::default();
+        rounds.add(micros);
+        rounds
+    }
+
+    /// The median of all rounds' p50.
+    pub(crate) fn p50(&self) -> f64 {
+        median(&self.p50)
+    }
+
     fn add(&mut self, micros: &[f64]) {
         self.p50.push(median(micros));
         self.p99.push(percentile(micros, 99));
@@ -39,10 +51,10 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     let [mut product, mut plain, mut peer, mut echo] = std::array::from_fn(|_| Rounds::default());
     for _ in 0..ROUNDS {
         echo.add(&tcp_echo()?);
-        plain.add(&two_clients(master.mqtt)?);
-        product.add(&info_request(master.mqtt)?);
+        plain.add(&two_clients(&master.mqtt.into())?);
+        product.add(&info_request(&master.mqtt.into())?);
         if let Some((_, address)) = &mosquitto {
-            peer.add(&two_clients(*address)?);
+            peer.add(&two_clients(&(*address).into())?);
         }
     }
     figures.add("tcp echo p50", "us", &echo.p50, None);
@@ -54,8 +66,9 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-fn info_request(broker: SocketAddr) -> Result<Vec<f64>> {
-    let mut client = Client::connect(broker, "bench-1")?;
+/// A request of a slave to the master, and its reply: microseconds, of each.
+pub(crate) fn info_request(broker: &Entrance) -> Result<Vec<f64>> {
+    let mut client = Client::enter(broker, "bench-1")?;
     client.subscribe("rpicluster/to/bench-1/reply", 1)?;
     let request = publish("rpicluster/from/bench-1/info", REQUEST, 1);
     timed(|| {
@@ -67,8 +80,8 @@ fn info_request(broker: SocketAddr) -> Result<Vec<f64>> {
 }
 
 /// The same exchange with a second client in the master's place.
-fn two_clients(broker: SocketAddr) -> Result<Vec<f64>> {
-    let mut responder = Client::connect(broker, "bench-responder")?;
+pub(crate) fn two_clients(broker: &Entrance) -> Result<Vec<f64>> {
+    let mut responder = Client::enter(broker, "bench-responder")?;
     responder.subscribe("bench/ask", 1)?;
     let answering = thread::spawn(move || -> Result<()> {
         let reply = publish("bench/answer", REPLY, 1);
@@ -78,7 +91,7 @@ fn two_clients(broker: SocketAddr) -> Result<Vec<f64>> {
         }
         Ok(())
     });
-    let mut client = Client::connect(broker, "bench-asker")?;
+    let mut client = Client::enter(broker, "bench-asker")?;
     client.subscribe("bench/answer", 1)?;
     let request = publish("bench/ask", REQUEST, 1);
     let micros = timed(|| {

@@ -10,6 +10,7 @@ mod latency;
 mod peers;
 mod scale;
 mod throughput;
+mod tls;
 
 use std::net::SocketAddr;
 
@@ -29,6 +30,8 @@ enum What {
     Throughput,
     /// 1,000 slaves, one agent, writes of an idle cluster
     Scale,
+    /// What TLS costs
+    Tls,
     /// The broker alone: fan-in, fan-out, connects, idle connections
     Broker,
 }
@@ -63,6 +66,9 @@ fn main() -> Result<()> {
     }
     if matches!(what, What::All | What::Scale) {
         scale::measure(&mut figures)?;
+    }
+    if matches!(what, What::All | What::Tls) {
+        tls::measure(&mut figures)?;
     }
     if matches!(what, What::All | What::Broker) {
         broker::measure(&mut figures, &only)?;

@@ -4,14 +4,20 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::client::LOGIN;
+use crate::client::{Entrance, LOGIN};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -26,7 +32,10 @@ pub(crate) struct Master {
     pub(crate) process: Process,
     /// Where it speaks MQTT without TLS.
     pub(crate) mqtt: SocketAddr,
-    mqtts: SocketAddr,
+    /// Where it speaks MQTT with TLS.
+    pub(crate) mqtts: SocketAddr,
+    /// The certificate of its authority, as PEM.
+    pub(crate) ca: Vec<u8>,
     http: String,
     api_token: String,
 }
@@ -91,12 +100,24 @@ impl Master {
         }
         let (Some(mqtt), Some(mqtts), Some(http)) = (mqtt, mqtts, http) else { bail!("the master did not start") };
         let token = std::fs::read_to_string(state_dir.join("api-token"))?;
-        let master = Master { process, mqtt, mqtts, http, api_token: token.trim().to_owned() };
+        let ca = std::fs::read(state_dir.join("ca.pem"))?;
+        let master = Master { process, mqtt, mqtts, ca, http, api_token: token.trim().to_owned() };
         let (name, password) = LOGIN;
         let account =
             json!({"name": name, "role": "custom", "password": password, "publish": ["#"], "subscribe": ["#"]});
         master.post("/api/v1/accounts", &account)?;
         Ok(master)
+    }
+
+    /// Where it speaks MQTT with TLS, for who trusts it.
+    pub(crate) fn entrance_with_tls(&self) -> Result<Entrance> {
+        Ok(Entrance { address: self.mqtts, tls: Some(trusting(&CertificateDer::from_pem_slice(&self.ca)?)?) })
+    }
+
+    /// Lets a slave in; its secret.
+    pub(crate) fn add_slave(&self, id: &str) -> Result<String> {
+        let answer = self.post("/api/v1/slaves", &json!({ "id": id }))?;
+        Ok(answer["secret"].as_str().context("a secret")?.to_owned())
     }
 
     /// Makes something through the API.
@@ -135,19 +156,62 @@ pub(crate) fn start_slave(master: &Master) -> Result<Process> {
     Ok(Process { child, _folder: folder })
 }
 
+/// The same broker without TLS and with it.
+pub(crate) struct Both {
+    pub(crate) plain: Entrance,
+    pub(crate) tls: Entrance,
+}
+
 /// Debian's mosquitto on a free port, or `None` where it is not installed.
 pub(crate) fn start_mosquitto() -> Result<Option<(Process, SocketAddr)>> {
+    start_mosquitto_in(tempfile::tempdir()?, "")
+}
+
+/// The same with a second listener, whose certificate is of the kind that a master makes (ECDSA P-256, a chain of two).
+pub(crate) fn start_mosquitto_with_tls() -> Result<Option<(Process, Both)>> {
+    let folder = tempfile::tempdir()?;
+    let address: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
+    let authority_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let authority = params.self_signed(&authority_key)?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut leaf = CertificateParams::default();
+    leaf.subject_alt_names = vec![SanType::IpAddress(address.ip())];
+    let leaf = leaf.signed_by(&key, &Issuer::new(params, &authority_key))?;
+    let (chain_file, key_file) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+    std::fs::write(&chain_file, leaf.pem() + &authority.pem())?;
+    std::fs::write(&key_file, key.serialize_pem())?;
+    let listener = format!(
+        "listener {} 127.0.0.1\ncertfile {}\nkeyfile {}\n",
+        address.port(),
+        chain_file.display(),
+        key_file.display(),
+    );
+    let tls = Entrance { address, tls: Some(trusting(authority.der())?) };
+    let started = start_mosquitto_in(folder, &listener)?;
+    Ok(started.map(|(process, plain)| (process, Both { plain: plain.into(), tls })))
+}
+
+/// TLS with whom this authority vouches for.
+fn trusting(authority: &CertificateDer<'static>) -> Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone())?;
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    Ok(Arc::new(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn start_mosquitto_in(folder: TempDir, more: &str) -> Result<Option<(Process, SocketAddr)>> {
     let program = Path::new("/usr/sbin/mosquitto");
     if !program.exists() {
         eprintln!("mosquitto is not installed: its figures are left out");
         return Ok(None);
     }
-    let folder = tempfile::tempdir()?;
     let address: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
     let file = folder.path().join("mosquitto.conf");
     // The same TCP_NODELAY and the same freedom as the embedded broker has.
     let text = format!(
-        "listener {} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 0\n",
+        "listener {} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 0\n{more}",
         address.port()
     );
     std::fs::write(&file, text)?;

@@ -17,7 +17,7 @@ use crate::peers::{Master, start_mosquitto, start_slave, wait_until};
 const ROUNDS: usize = 3;
 const SLAVES: usize = 1_000;
 /// How long a cluster is left alone before its memory is read.
-const IDLE: Duration = Duration::from_secs(20);
+pub(crate) const IDLE: Duration = Duration::from_secs(20);
 const MEBIBYTE: f64 = 1024.0 * 1024.0;
 
 /// A slave that tells the same every time, so that it costs next to nothing.
@@ -114,7 +114,7 @@ fn idle_writes(figures: &mut Figures) -> Result<()> {
 }
 
 /// Slaves in this process.
-struct Slaves {
+pub(crate) struct Slaves {
     _runtime: Runtime,
     statuses: Vec<tokio::sync::watch::Receiver<rpicluster_slave::Status>>,
     _tasks: JoinSet<Result<(), rpicluster_slave::SlaveError>>,
@@ -122,14 +122,29 @@ struct Slaves {
 
 impl Slaves {
     fn start(master: SocketAddr, count: usize) -> Result<Slaves> {
+        let connection = Connection::new(format!("mqtt://{master}").parse()?, &Trust::System, None)?;
+        let login = Login { user: LOGIN.0.to_owned(), password: LOGIN.1.to_owned() };
+        Slaves::start_as(&connection, std::iter::repeat_n(login, count))
+    }
+
+    /// Those whose secrets these are, in this order, by the listener with TLS or the one without.
+    pub(crate) fn start_joined(master: &Master, secrets: &[String], with_tls: bool) -> Result<Slaves> {
+        let connection = if with_tls {
+            Connection::new(format!("mqtts://{}", master.mqtts).parse()?, &Trust::Ca(master.ca.clone()), None)?
+        } else {
+            Connection::new(format!("mqtt://{}", master.mqtt).parse()?, &Trust::System, None)?
+        };
+        let login = |(number, secret): (usize, &String)| Login { user: name(number), password: secret.clone() };
+        Slaves::start_as(&connection, secrets.iter().enumerate().map(login))
+    }
+
+    fn start_as(connection: &Connection, logins: impl Iterator<Item = Login>) -> Result<Slaves> {
         let runtime = Runtime::new()?;
         let mut tasks = JoinSet::new();
         let mut statuses = Vec::new();
-        for number in 0..count {
-            let id: SlaveId = format!("bench-{number}").parse()?;
-            let (user, password) = (LOGIN.0.to_owned(), LOGIN.1.to_owned());
-            let connection = Connection::new(format!("mqtt://{master}").parse()?, &Trust::System, None)?;
-            let connection = connection.with_login(Login { user, password });
+        for (number, login) in logins.enumerate() {
+            let id: SlaveId = name(number).parse()?;
+            let connection = connection.clone().with_login(login);
             let config = SlaveConfig { id: Some(id.clone()), ..SlaveConfig::default() };
             let slave = Slave::new(config, TopicRoot::default(), Access::Account(connection), Canned { id })?;
             statuses.push(slave.status());
@@ -138,7 +153,11 @@ impl Slaves {
         Ok(Slaves { _runtime: runtime, statuses, _tasks: tasks })
     }
 
-    fn connected(&self) -> usize {
+    pub(crate) fn connected(&self) -> usize {
         self.statuses.iter().filter(|status| status.borrow().connected).count()
     }
+}
+
+fn name(number: usize) -> String {
+    format!("bench-{number}")
 }

@@ -89,7 +89,8 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SlowSubscriber {
-    /// Its publishers are acknowledged later, for as long as `write_timeout` at most; then as below.
+    /// Its publishers are acknowledged later, for as long as `write_timeout` at most; then as below. Not those who publish
+    /// little: they are not what it is slow for.
     Hold,
     /// Its publishers go on; it is disconnected and its session ends when it is full.
     Cut,

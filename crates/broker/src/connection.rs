@@ -33,6 +33,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 const DRAIN_QUIET: Duration = Duration::from_millis(1);
 /// How long a peer is given to read the last packet.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Who publishes no more than this a second, at QoS 1 and 2, is not what makes a subscriber slow, and is not held for it:
+/// a flooder and an idle reader together must not delay what everybody else has to say.
+const MODEST_MESSAGES: u32 = 20;
+const MODEST_BYTES: u32 = 64 * 1024;
 /// A timer that fires later than this says that the whole process was away; sockets are read before anybody is judged.
 const AWAY: Duration = Duration::from_millis(500);
 
@@ -56,6 +60,8 @@ pub(crate) struct Connection<R, W> {
     stalled_since: Option<Instant>,
     taken: Vec<Queued>,
     allowance: Allowance,
+    /// See [`MODEST_MESSAGES`].
+    modest: Allowance,
     /// See [`Hub::has_subscribers`].
     known_topics: HashMap<Box<str>, (u64, bool)>,
 }
@@ -148,6 +154,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             stalled_since: None,
             taken: Vec::new(),
             allowance,
+            modest: Allowance::new(MODEST_MESSAGES, MODEST_BYTES, Instant::now()),
             known_topics: HashMap::new(),
         }
     }
@@ -396,7 +403,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         };
         let message = Message::new(parts, self.hub.clock);
         let to_front = publish.retain || self.hub.has_subscribers(publish.topic, &mut self.known_topics);
-        let hold = self.hub.should_hold(publish.topic, qos);
+        let hold = self.hub.should_hold(publish.topic, qos) && self.floods(message.len());
         if !hold && self.hub.router.try_accept(&message, to_front)? {
             self.acknowledge(qos, packet_id);
         } else {
@@ -410,6 +417,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             self.held = Some(Held { until, then: Then::Acknowledge { qos, packet_id } });
         }
         Ok(())
+    }
+
+    /// Whether the client publishes more than modestly, this message of so many bytes included.
+    fn floods(&mut self, bytes: usize) -> bool {
+        self.modest.spend(bytes);
+        self.modest.exhausted(Instant::now()).is_some()
     }
 
     fn acknowledge(&mut self, qos: QoS, packet_id: u16) {

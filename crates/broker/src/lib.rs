@@ -215,3 +215,6 @@ async fn bind(name: &str, listener: &Listener, tls: Option<&Arc<rustls::ServerCo
     let door = Door { name: name.to_owned(), address, anonymous: listener.anonymous, tls };
     Ok(Bound { listener: socket, door: Arc::new(door) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -165,6 +165,13 @@ impl Router {
         handled.wait_for(|handled| *handled >= target).await.map(drop).map_err(|_| RouterStopped)
     }
 
+    /// Makes rumqttd's thread panic, by a topic that begins with what is not ASCII: nothing that a client sends does.
+    #[cfg(test)]
+    pub(crate) fn kill(&self) {
+        let mut entrance = self.entrance.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = entrance.link.publish("\u{e9}", "");
+    }
+
     fn is_for_link(&self, message: &Message) -> bool {
         let topic = message.topic();
         self.link_filters.get().is_some_and(|filters| filters.iter().any(|filter| matches(filter, topic)))

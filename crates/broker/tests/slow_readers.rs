@@ -48,6 +48,30 @@ async fn publishers_of_a_slow_subscriber_are_acknowledged_later_and_nothing_is_l
     assert_eq!((broker.stat("queue_overflows"), broker.stat("dropped_slow_reader")), (0, 0));
 }
 
+#[tokio::test]
+async fn who_says_little_is_not_held_for_a_subscriber_that_a_flooder_has_filled() {
+    let broker = TestBroker::start(|config| {
+        config.limits.queue_messages = 200;
+        small_router(config);
+        // Whoever is held is held for longer than this test lasts.
+        config.limits.write_timeout = Duration::from_secs(3600);
+    })
+    .await;
+    let mut idle = Raw::connect(&broker, false, "idle").await;
+    idle.subscribe("#", 1).await;
+    let mut flooder = Raw::connect(&broker, false, "flooder").await;
+    for number in 1..=600 {
+        flooder.publish("flood", "x", 1, false, number).await;
+    }
+    until(|| broker.stat("publishers_held") == 1).await;
+    let mut modest = Raw::connect(&broker, false, "modest").await;
+    for number in 1..=5 {
+        modest.publish("little", "x", 1, false, number).await;
+        assert_eq!(modest.packet().await, (0x40, number.to_be_bytes().to_vec()));
+    }
+    assert_eq!(broker.stat("publishers_held"), 1);
+}
+
 /// More than the router's log holds, read late: publishers wait, nothing is lost, the others' order stands.
 #[tokio::test]
 async fn credit_holds_publishers_back_and_loses_nothing() {

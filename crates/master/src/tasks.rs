@@ -124,6 +124,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_broker_whose_router_died_ends_the_master_with_its_error() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("bus", for_ever());
+        tasks.spawn("broker", async { Err::<(), _>(RouterStopped) });
+        let error = tasks.failure().await.to_string();
+        assert!(error.starts_with("the broker failed: the broker's router has stopped"), "{error}");
+    }
+
+    #[tokio::test]
     async fn stopping_waits_for_all_but_the_last() {
         let mut tasks = Tasks::default();
         tasks.spawn("broker", for_ever());
