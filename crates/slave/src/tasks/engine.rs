@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,7 +74,8 @@ pub(crate) struct Engine {
     lazy_at: Option<Moment>,
     /// The disk has refused, and is asked again then.
     disk_retry_at: Option<Moment>,
-    runner_retry_at: Option<Moment>,
+    /// There is no supervisor, and something that was to begin depends on one.
+    runner_missing: bool,
     /// Whose standard output is a result.
     answering: HashSet<AttemptKey>,
     sampler: Sampler,
@@ -105,24 +106,16 @@ impl Engine {
             unwritten: Vec::new(),
             lazy_at: None,
             disk_retry_at: None,
-            runner_retry_at: None,
+            runner_missing: false,
             answering: HashSet::new(),
             sampler: Sampler::default(),
         }
     }
 
-    /// Starts the supervisor, for the first time or because the last one is gone.
-    pub(crate) fn start_runner(&mut self) -> io::Result<()> {
+    /// Starts the supervisor when it is needed: a slave that runs nothing has none.
+    fn start_runner(&mut self) -> io::Result<()> {
         self.generation += 1;
-        let Setup { agent, spool, spool_max, spool_used, grace_ms, cgroup } = &self.ways.setup;
-        let setup = Setup {
-            agent: agent.clone(),
-            spool: spool.clone(),
-            spool_max: *spool_max,
-            spool_used: *spool_used,
-            grace_ms: *grace_ms,
-            cgroup: cgroup.clone(),
-        };
+        let setup = Setup { spool_used: spool_used(&self.ways.spool), ..self.ways.setup.clone() };
         let inputs = self.ways.inputs.clone();
         self.runner = Some(Runner::start(&self.ways.supervisor, setup, self.generation, inputs)?);
         Ok(())
@@ -157,13 +150,19 @@ impl Engine {
             self.handle_timeout(now, &mut effects);
             self.apply(now, effects);
             self.settle(now);
+            if std::mem::take(&mut self.runner_missing) {
+                let mut effects = Vec::new();
+                self.handle_runner_gone(now, &mut effects);
+                self.apply(now, effects);
+                self.settle(now);
+            }
             self.speak(now);
         }
     }
 
     fn poll_timeout(&self) -> Option<Moment> {
         let output = self.outputs.poll_timeout().filter(|_| self.session.is_some());
-        let own = [self.lazy_at, self.disk_retry_at, self.runner_retry_at, output, self.journal.poll_timeout()];
+        let own = [self.lazy_at, self.disk_retry_at, output, self.journal.poll_timeout()];
         own.into_iter().flatten().min()
     }
 
@@ -295,10 +294,6 @@ impl Engine {
         }
         kill_marked(&self.policy.mark, self.ways.setup.cgroup.as_deref());
         self.journal.handle(now, Input::RunnerGone { reason: "supervisor crashed".to_owned() }, effects);
-        if let Err(error) = self.start_runner() {
-            tracing::error!(%error, "the supervisor of tasks cannot be started");
-            self.runner_retry_at = Some(now + RETRY_WAIT);
-        }
     }
 
     fn handle_timeout(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -308,12 +303,6 @@ impl Engine {
                 self.outputs.handle_timeout(now);
                 self.journal.handle_timeout(now, effects);
             }
-        }
-        if self.runner_retry_at.take_if(|at| *at <= now).is_some()
-            && let Err(error) = self.start_runner()
-        {
-            tracing::error!(%error, "the supervisor of tasks cannot be started");
-            self.runner_retry_at = Some(now + RETRY_WAIT);
         }
     }
 
@@ -374,14 +363,32 @@ impl Engine {
     }
 
     fn order(&mut self, order: &Order) {
-        let sent = self.runner.as_mut().map_or(Err(io::ErrorKind::NotConnected.into()), |runner| runner.order(order));
-        if let Err(error) = sent {
+        if self.runner.is_none() {
+            match order {
+                Order::Start(_) | Order::Call(_) => {
+                    if let Err(error) = self.start_runner() {
+                        tracing::error!(%error, "the supervisor of tasks cannot be started");
+                        self.runner_missing = true;
+                        return;
+                    }
+                }
+                // Output of an earlier life.
+                Order::Forget(key) => {
+                    for stream in [Stream::Stdout, Stream::Stderr] {
+                        // There may be none, and what stays is found at the next start.
+                        let _ = fs::remove_file(spool_path(&self.ways.spool, key, stream));
+                    }
+                    return;
+                }
+                // It runs nothing.
+                Order::Begin(_) | Order::Extend(..) | Order::Kill(_) => return,
+            }
+        }
+        if let Some(runner) = &mut self.runner
+            && let Err(error) = runner.order(order)
+        {
             // That it is gone is told by its reader, and ends whatever was ordered.
             tracing::debug!(%error, "the supervisor of tasks takes no orders");
-            if self.runner.is_none() {
-                // Nobody will tell.
-                let _ = self.ways.inputs.try_send(Message::SupervisorGone(self.generation));
-            }
         }
     }
 
@@ -439,6 +446,12 @@ impl Engine {
             permit.send(Spoken { session: session.clone(), leaf, payload });
         }
     }
+}
+
+/// Bytes that wait in a folder.
+fn spool_used(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
 fn unix_ms() -> u64 {
