@@ -160,10 +160,12 @@ impl Engine {
         }
     }
 
+    /// When to wake up if nothing comes: never for what could not be done then, or it would wake at once for ever.
     fn poll_timeout(&self) -> Option<Moment> {
-        let output = self.outputs.poll_timeout().filter(|_| self.session.is_some());
-        let own = [self.lazy_at, self.disk_retry_at, output, self.journal.poll_timeout()];
-        own.into_iter().flatten().min()
+        let disk = self.disk_retry_at.or(self.lazy_at);
+        let may_repeat = self.session.is_some() && self.speech.is_empty();
+        let repeats = [self.outputs.poll_timeout(), self.journal.poll_timeout()];
+        disk.into_iter().chain(repeats.into_iter().flatten().filter(|_| may_repeat)).min()
     }
 
     fn look_at_session(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -297,12 +299,10 @@ impl Engine {
     }
 
     fn handle_timeout(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        if self.session.is_some() {
-            // While words wait to be sent, saying them again would only add to them.
-            if self.speech.is_empty() {
-                self.outputs.handle_timeout(now);
-                self.journal.handle_timeout(now, effects);
-            }
+        // While words wait to be sent, saying them again would only add to them.
+        if self.session.is_some() && self.speech.is_empty() {
+            self.outputs.handle_timeout(now);
+            self.journal.handle_timeout(now, effects);
         }
     }
 
@@ -397,8 +397,7 @@ impl Engine {
         if self.disk_retry_at.is_some_and(|at| at > now) {
             return;
         }
-        let is_due = self.lazy_at.is_some_and(|at| at <= now) || self.disk_retry_at.is_some();
-        let mut is_due = is_due && !self.unwritten.is_empty();
+        let mut is_due = self.lazy_at.is_some_and(|at| at <= now) || self.disk_retry_at.is_some();
         while is_due || self.journal.needs_sync() {
             is_due = false;
             let journal = &self.journal;
@@ -408,6 +407,7 @@ impl Engine {
                 }
                 // All is in memory, and the next file is written from there.
                 self.unwritten.clear();
+                self.lazy_at = None;
                 self.disk_retry_at = Some(now + RETRY_WAIT);
                 return;
             }
