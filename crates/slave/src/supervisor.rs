@@ -1,6 +1,6 @@
 //! The supervisor: the one process that starts, watches and kills what an agent runs.
 //!
-//! One for each agent, started with it, not one for each attempt: an attempt then costs no process beside its own, and a
+//! One for each agent, started with its first task, not one for each attempt: an attempt then costs no process beside its own, and a
 //! Raspberry Pi with a hundred slots has one supervisor. It is separate from the agent so that something is left when
 //! the agent is killed: the end of their socket ends every attempt (SIGTERM, the grace, SIGKILL). It holds the deadlines
 //! of leases, reaps the orphans of every attempt, and reads all output into files, so that no process ever waits for

@@ -12,6 +12,7 @@ mod policy;
 mod runner;
 mod speech;
 
+use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -108,7 +109,7 @@ impl Tasks {
 
         let path = folder.join("journal");
         let (id, journal) = find_journal(&path, &spool, config.slots(), boot_id)?;
-        let spool_used = tidy(&spool, &journal);
+        tidy(&spool, &journal);
         let (inputs, receiver) = sync_channel(INPUTS_MAX);
         let (sender, outgoing) = mpsc::channel(OUTGOING_MAX);
         let waits_for_room = Arc::new(AtomicBool::new(false));
@@ -118,12 +119,12 @@ impl Tasks {
             agent: mark.clone(),
             spool: spool.clone(),
             spool_max: config.tasks.spool_bytes_max,
-            spool_used,
+            spool_used: 0,
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
             cgroup: cgroup.clone(),
         };
         let policy = Policy::new(config.tasks.clone(), slave, mark, work, config.slots());
-        let mut engine = Engine::new(
+        let engine = Engine::new(
             journal,
             JournalFile::new(path, id),
             policy,
@@ -137,7 +138,6 @@ impl Tasks {
                 spool,
             },
         );
-        engine.start_runner().map_err(|cause| failed("start the supervisor for", &folder, cause))?;
         let thread = thread::Builder::new().name("tasks".to_owned()).spawn(move || engine.run(&receiver));
         let thread = thread.map_err(|cause| failed("start a thread for", &folder, cause))?;
         Ok(Tasks { inputs, session, outgoing, waits_for_room, thread: Some(thread) })
@@ -226,23 +226,17 @@ fn find_journal(
     }
 }
 
-/// Removes output that belongs to nothing; tells how much is left.
-fn tidy(spool: &Path, journal: &Journal) -> u64 {
-    let held: std::collections::HashSet<PathBuf> = journal
-        .keys()
-        .flat_map(|key| [Stream::Stdout, Stream::Stderr].map(|stream| spool_path(spool, &key, stream)))
-        .collect();
-    let Ok(entries) = fs::read_dir(spool) else { return 0 };
-    let mut used = 0;
-    for entry in entries.flatten() {
-        if held.contains(&entry.path()) {
-            used += entry.metadata().map_or(0, |metadata| metadata.len());
-        } else {
+/// Removes output that belongs to nothing.
+fn tidy(spool: &Path, journal: &Journal) {
+    let streams = [Stream::Stdout, Stream::Stderr];
+    let held: HashSet<PathBuf> =
+        journal.keys().flat_map(|key| streams.map(|stream| spool_path(spool, &key, stream))).collect();
+    for entry in fs::read_dir(spool).into_iter().flatten().flatten() {
+        if !held.contains(&entry.path()) {
             // It only takes room.
             let _ = fs::remove_file(entry.path());
         }
     }
-    used
 }
 
 fn empty(folder: &Path) {

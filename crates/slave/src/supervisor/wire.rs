@@ -30,7 +30,7 @@ pub(crate) enum Order {
 }
 
 /// What holds for all attempts.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Setup {
     /// What the environment of every process says of its agent: [`AGENT_MARK`]'s value.
     pub(crate) agent: String,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,7 +74,8 @@ pub(crate) struct Engine {
     lazy_at: Option<Moment>,
     /// The disk has refused, and is asked again then.
     disk_retry_at: Option<Moment>,
-    runner_retry_at: Option<Moment>,
+    /// There is no supervisor, and something that was to begin depends on one.
+    runner_missing: bool,
     /// Whose standard output is a result.
     answering: HashSet<AttemptKey>,
     sampler: Sampler,
@@ -105,24 +106,16 @@ impl Engine {
             unwritten: Vec::new(),
             lazy_at: None,
             disk_retry_at: None,
-            runner_retry_at: None,
+            runner_missing: false,
             answering: HashSet::new(),
             sampler: Sampler::default(),
         }
     }
 
-    /// Starts the supervisor, for the first time or because the last one is gone.
-    pub(crate) fn start_runner(&mut self) -> io::Result<()> {
+    /// Starts the supervisor when it is needed: a slave that runs nothing has none.
+    fn start_runner(&mut self) -> io::Result<()> {
         self.generation += 1;
-        let Setup { agent, spool, spool_max, spool_used, grace_ms, cgroup } = &self.ways.setup;
-        let setup = Setup {
-            agent: agent.clone(),
-            spool: spool.clone(),
-            spool_max: *spool_max,
-            spool_used: *spool_used,
-            grace_ms: *grace_ms,
-            cgroup: cgroup.clone(),
-        };
+        let setup = Setup { spool_used: spool_used(&self.ways.spool), ..self.ways.setup.clone() };
         let inputs = self.ways.inputs.clone();
         self.runner = Some(Runner::start(&self.ways.supervisor, setup, self.generation, inputs)?);
         Ok(())
@@ -157,14 +150,22 @@ impl Engine {
             self.handle_timeout(now, &mut effects);
             self.apply(now, effects);
             self.settle(now);
+            if std::mem::take(&mut self.runner_missing) {
+                let mut effects = Vec::new();
+                self.handle_runner_gone(now, &mut effects);
+                self.apply(now, effects);
+                self.settle(now);
+            }
             self.speak(now);
         }
     }
 
+    /// When to wake up if nothing comes: never for what could not be done then, or it would wake at once for ever.
     fn poll_timeout(&self) -> Option<Moment> {
-        let output = self.outputs.poll_timeout().filter(|_| self.session.is_some());
-        let own = [self.lazy_at, self.disk_retry_at, self.runner_retry_at, output, self.journal.poll_timeout()];
-        own.into_iter().flatten().min()
+        let disk = self.disk_retry_at.or(self.lazy_at);
+        let may_repeat = self.session.is_some() && self.speech.is_empty();
+        let repeats = [self.outputs.poll_timeout(), self.journal.poll_timeout()];
+        disk.into_iter().chain(repeats.into_iter().flatten().filter(|_| may_repeat)).min()
     }
 
     fn look_at_session(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -295,25 +296,13 @@ impl Engine {
         }
         kill_marked(&self.policy.mark, self.ways.setup.cgroup.as_deref());
         self.journal.handle(now, Input::RunnerGone { reason: "supervisor crashed".to_owned() }, effects);
-        if let Err(error) = self.start_runner() {
-            tracing::error!(%error, "the supervisor of tasks cannot be started");
-            self.runner_retry_at = Some(now + RETRY_WAIT);
-        }
     }
 
     fn handle_timeout(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        if self.session.is_some() {
-            // While words wait to be sent, saying them again would only add to them.
-            if self.speech.is_empty() {
-                self.outputs.handle_timeout(now);
-                self.journal.handle_timeout(now, effects);
-            }
-        }
-        if self.runner_retry_at.take_if(|at| *at <= now).is_some()
-            && let Err(error) = self.start_runner()
-        {
-            tracing::error!(%error, "the supervisor of tasks cannot be started");
-            self.runner_retry_at = Some(now + RETRY_WAIT);
+        // While words wait to be sent, saying them again would only add to them.
+        if self.session.is_some() && self.speech.is_empty() {
+            self.outputs.handle_timeout(now);
+            self.journal.handle_timeout(now, effects);
         }
     }
 
@@ -374,14 +363,32 @@ impl Engine {
     }
 
     fn order(&mut self, order: &Order) {
-        let sent = self.runner.as_mut().map_or(Err(io::ErrorKind::NotConnected.into()), |runner| runner.order(order));
-        if let Err(error) = sent {
+        if self.runner.is_none() {
+            match order {
+                Order::Start(_) | Order::Call(_) => {
+                    if let Err(error) = self.start_runner() {
+                        tracing::error!(%error, "the supervisor of tasks cannot be started");
+                        self.runner_missing = true;
+                        return;
+                    }
+                }
+                // Output of an earlier life.
+                Order::Forget(key) => {
+                    for stream in [Stream::Stdout, Stream::Stderr] {
+                        // There may be none, and what stays is found at the next start.
+                        let _ = fs::remove_file(spool_path(&self.ways.spool, key, stream));
+                    }
+                    return;
+                }
+                // It runs nothing.
+                Order::Begin(_) | Order::Extend(..) | Order::Kill(_) => return,
+            }
+        }
+        if let Some(runner) = &mut self.runner
+            && let Err(error) = runner.order(order)
+        {
             // That it is gone is told by its reader, and ends whatever was ordered.
             tracing::debug!(%error, "the supervisor of tasks takes no orders");
-            if self.runner.is_none() {
-                // Nobody will tell.
-                let _ = self.ways.inputs.try_send(Message::SupervisorGone(self.generation));
-            }
         }
     }
 
@@ -390,8 +397,7 @@ impl Engine {
         if self.disk_retry_at.is_some_and(|at| at > now) {
             return;
         }
-        let is_due = self.lazy_at.is_some_and(|at| at <= now) || self.disk_retry_at.is_some();
-        let mut is_due = is_due && !self.unwritten.is_empty();
+        let mut is_due = self.lazy_at.is_some_and(|at| at <= now) || self.disk_retry_at.is_some();
         while is_due || self.journal.needs_sync() {
             is_due = false;
             let journal = &self.journal;
@@ -401,6 +407,7 @@ impl Engine {
                 }
                 // All is in memory, and the next file is written from there.
                 self.unwritten.clear();
+                self.lazy_at = None;
                 self.disk_retry_at = Some(now + RETRY_WAIT);
                 return;
             }
@@ -439,6 +446,12 @@ impl Engine {
             permit.send(Spoken { session: session.clone(), leaf, payload });
         }
     }
+}
+
+/// Bytes that wait in a folder.
+fn spool_used(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
 fn unix_ms() -> u64 {
