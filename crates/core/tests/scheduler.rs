@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpicluster_core::Moment;
+use rpicluster_core::journal::{Effect, Input, Journal, Verdict};
 use rpicluster_core::tasks::{JobRecord, JobSpec, NodeRecord, Now, Step, Task, TaskEffect, TaskInput, Tasks};
 use rpicluster_protocol::limits::{KILL_GRACE, OUTPUT_LIMIT, RESEND_MAX, RESEND_MIN, RETRY_WAIT_MAX};
 use rpicluster_protocol::{
     Action, AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, Outcome, RejectReason, SessionId, SlaveId,
-    TaskAck, TaskFinished, TaskId, TaskOffer, TaskRejected, TaskSpec, TaskStarted, TaskState, Timestamp, Work,
+    TaskAck, TaskCancel, TaskFinished, TaskId, TaskOffer, TaskRejected, TaskSpec, TaskStarted, TaskState, Timestamp,
+    Work,
 };
 
 const EPOCH: Epoch = Epoch(7);
@@ -133,7 +135,7 @@ impl Desk {
     }
 
     fn state(&self, index: u32) -> TaskState {
-        self.tasks.task(TaskId { job: JOB, index }).unwrap().state
+        self.tasks.task(TaskId { job: JOB, index }).expect("a task of the job").state
     }
 
     /// The offers since this was last asked: to whom, which task, which attempt.
@@ -144,11 +146,11 @@ impl Desk {
 }
 
 fn slave(name: &str) -> SlaveId {
-    name.parse().unwrap()
+    name.parse().expect("a valid id")
 }
 
 fn in_session(name: &str) -> SessionId {
-    name.parse().unwrap()
+    name.parse().expect("a valid id")
 }
 
 fn step(slaves: &[&str], inputs: Option<u32>) -> Step {
@@ -331,6 +333,30 @@ fn a_drain_takes_back_what_has_not_begun() {
     let mut offered = desk.offered();
     offered.sort();
     assert_eq!(offered, [("b".to_owned(), 1, 2), ("b".to_owned(), 2, 2)]);
+}
+
+#[test]
+fn what_is_taken_back_as_it_is_about_to_begin_never_began() {
+    let mut desk = Desk::new();
+    desk.ready("a", 1);
+    desk.submit(vec![step(&["a", "b"], Some(1))]);
+    desk.handle(TaskInput::Drain(slave("a"), "repair".to_owned(), None));
+    let (mut journal, mut effects) = (Journal::new(1, None), Vec::new());
+    let (_, _, offer) = desk.offers.remove(0);
+    let inputs = [
+        Input::SessionBegan(in_session("s1")),
+        Input::Offer { offer: Box::new(offer), verdict: Verdict::Run },
+        Input::Cancel(TaskCancel { key: desk.cancels[0] }),
+        Input::Synced { records: 2 },
+    ];
+    inputs.into_iter().for_each(|input| journal.handle(Moment::from(desk.now), input, &mut effects));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Spawn { .. })));
+    for effect in effects {
+        if let Effect::Tell(entry) = effect {
+            desk.event("a", entry);
+        }
+    }
+    assert_eq!(desk.state(0), TaskState::Queued);
 }
 
 #[test]
