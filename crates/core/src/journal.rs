@@ -385,7 +385,8 @@ impl Journal {
             if attempt.foreign {
                 self.forget(key, effects);
             } else {
-                let began = attempt.settled.is_some() || attempt.fresh.is_some();
+                // One that was about to begin, and was not spawned, never began: the master may give it to others.
+                let began = attempt.settled.is_some();
                 finished.seq = if began { 2 } else { 1 };
                 self.record(JournalEntry::Finished(Box::new(finished)), effects);
             }

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpicluster_core::Moment;
+use rpicluster_core::journal::{Effect, Input, Journal, Verdict};
 use rpicluster_core::tasks::{JobRecord, JobSpec, NodeRecord, Now, Step, Task, TaskEffect, TaskInput, Tasks};
 use rpicluster_protocol::limits::{KILL_GRACE, OUTPUT_LIMIT, RESEND_MAX, RESEND_MIN, RETRY_WAIT_MAX};
 use rpicluster_protocol::{
     Action, AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, Outcome, RejectReason, SessionId, SlaveId,
-    TaskAck, TaskFinished, TaskId, TaskOffer, TaskRejected, TaskSpec, TaskStarted, TaskState, Timestamp, Work,
+    TaskAck, TaskCancel, TaskFinished, TaskId, TaskOffer, TaskRejected, TaskSpec, TaskStarted, TaskState, Timestamp,
+    Work,
 };
 
 const EPOCH: Epoch = Epoch(7);
@@ -133,7 +135,7 @@ impl Desk {
     }
 
     fn state(&self, index: u32) -> TaskState {
-        self.tasks.task(TaskId { job: JOB, index }).expect("valid in a test").state
+        self.tasks.task(TaskId { job: JOB, index }).expect("a task of the job").state
     }
 
     /// The offers since this was last asked: to whom, which task, which attempt.
@@ -144,11 +146,11 @@ impl Desk {
 }
 
 fn slave(name: &str) -> SlaveId {
-    name.parse().expect("valid in a test")
+    name.parse().expect("a valid id")
 }
 
 fn in_session(name: &str) -> SessionId {
-    name.parse().expect("valid in a test")
+    name.parse().expect("a valid id")
 }
 
 fn step(slaves: &[&str], inputs: Option<u32>) -> Step {
@@ -334,6 +336,30 @@ fn a_drain_takes_back_what_has_not_begun() {
 }
 
 #[test]
+fn what_is_taken_back_as_it_is_about_to_begin_never_began() {
+    let mut desk = Desk::new();
+    desk.ready("a", 1);
+    desk.submit(vec![step(&["a", "b"], Some(1))]);
+    desk.handle(TaskInput::Drain(slave("a"), "repair".to_owned(), None));
+    let (mut journal, mut effects) = (Journal::new(1, None), Vec::new());
+    let (_, _, offer) = desk.offers.remove(0);
+    let inputs = [
+        Input::SessionBegan(in_session("s1")),
+        Input::Offer { offer: Box::new(offer), verdict: Verdict::Run },
+        Input::Cancel(TaskCancel { key: desk.cancels[0] }),
+        Input::Synced { records: 2 },
+    ];
+    inputs.into_iter().for_each(|input| journal.handle(Moment::from(desk.now), input, &mut effects));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Spawn { .. })));
+    for effect in effects {
+        if let Effect::Tell(entry) = effect {
+            desk.event("a", entry);
+        }
+    }
+    assert_eq!(desk.state(0), TaskState::Queued);
+}
+
+#[test]
 fn what_was_offered_before_a_restart_and_a_drain_is_taken_back_too() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
@@ -443,7 +469,7 @@ fn a_slave_that_is_always_busy_is_asked_ever_more_seldom_and_not_for_ever() {
     }
     assert!(attempts.len() >= 20, "{}", attempts.len());
     let waits: Vec<Duration> = attempts.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(waits[0] <= seconds(2) && *waits.last().expect("valid in a test") >= RESEND_MAX / 2, "{waits:?}");
+    assert!(waits[0] <= seconds(2) && *waits.last().unwrap() >= RESEND_MAX / 2, "{waits:?}");
 }
 
 #[test]
@@ -469,10 +495,10 @@ fn a_late_result_that_makes_another_of_an_ended_job_is_written() {
     desk.submit(vec![step(&["a"], None)]);
     desk.event("a", started(0, 1));
     desk.pass(lease_over());
-    assert_eq!(desk.tasks.job_state(JOB).expect("valid in a test").0, JobState::Failed);
+    assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Failed);
     desk.jobs.clear();
     desk.event("a", finished(0, 1, 2, Outcome::Succeeded));
-    assert_eq!(desk.tasks.job_state(JOB).expect("valid in a test").0, JobState::Succeeded);
+    assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Succeeded);
     assert!(desk.jobs.contains_key(&JOB), "its record was not written again");
 }
 
@@ -511,7 +537,7 @@ fn ended_jobs_leave_nothing_behind() {
 fn a_job_without_tasks_has_succeeded() {
     let mut desk = Desk::new();
     desk.submit(vec![step(&[], None)]);
-    assert_eq!(desk.tasks.job_state(JOB).expect("valid in a test").0, JobState::Succeeded);
+    assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Succeeded);
     assert!(desk.jobs[&JOB].ended.is_some());
 }
 
@@ -533,5 +559,5 @@ fn a_batch_that_a_thousand_slaves_wait_for_comes_to_its_end() {
             done += 1;
         }
     }
-    assert_eq!((done, desk.tasks.job_state(JOB).expect("valid in a test").0), (5_000, JobState::Succeeded));
+    assert_eq!((done, desk.tasks.job_state(JOB).unwrap().0), (5_000, JobState::Succeeded));
 }
