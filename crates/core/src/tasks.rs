@@ -25,7 +25,6 @@ mod transition;
 
 use job::{Job, Taken};
 pub use model::{JobRecord, JobSpec, NodeRecord, Step, Task};
-use render::{Circumstances, render};
 pub use transition::{Cause, TRANSITIONS};
 
 /// How long a task waits that its slave could not begin right now.
@@ -255,6 +254,14 @@ impl Tasks {
                 self.jobs.remove(&oldest);
             }
         }
+    }
+
+    /// Lets go of a job: of one whose submission could not be written and of which nobody was told anything, or of one that
+    /// was restored and has ended nevertheless.
+    pub fn let_go(&mut self, id: JobId) {
+        let open: Vec<TaskId> = self.open.keys().filter(|task| task.job == id).copied().collect();
+        open.into_iter().for_each(|task| self.close(task));
+        self.jobs.remove(&id);
     }
 
     /// Takes one input and appends what follows from it.
@@ -1081,8 +1088,7 @@ impl Tasks {
         let job = self.jobs.get(&id.job)?;
         let (step, place) = job.spec.locate(id.index)?;
         let slave = job.tasks.get(id.index as usize)?.slave.as_ref()?;
-        let with = Circumstances { input: job.spec.input(id.index), number: place + 1, slave };
-        let spec = render(&job.step(step)?.spec, with);
+        let spec = job.step(step)?.rendered(place, slave);
         // A lease is minutes.
         let lease_ms = self.lease.as_millis() as u64;
         Some(Box::new(TaskOffer { key, session, lease_ms, spec }))
