@@ -349,6 +349,21 @@ impl Tasks {
         Some(NodeRecord { slave: slave.clone(), journal: node.journal, drain: node.drain.clone() })
     }
 
+    /// By which store attempts are.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How many tasks there are in all, ended ones of unended jobs among them.
+    pub fn task_count(&self) -> u64 {
+        self.jobs.values().map(|job| job.tasks.len() as u64).sum()
+    }
+
+    /// The slave is in that session, and its journal has come.
+    pub fn is_ready(&self, slave: &SlaveId, session: &SessionId) -> bool {
+        self.nodes.get(slave).is_some_and(|node| node.ready && node.session.as_ref() == Some(session))
+    }
+
     /// How many attempts a slave has open.
     pub fn open_attempts(&self, slave: &SlaveId) -> usize {
         self.nodes.get(slave).map_or(0, |node| node.open.len())

@@ -4,6 +4,7 @@
 //! what matters for presence. The engine's effects go to the store, to the view that HTTP reads, and back to the slaves.
 
 mod access;
+mod board;
 mod bus;
 mod certificates;
 mod clock;
@@ -13,12 +14,14 @@ mod counters;
 mod engine;
 mod handler;
 mod health;
+mod letters;
 mod local_token;
 mod loglimit;
 mod mailbox;
 mod outbox;
 mod publish;
 mod sampler;
+mod shown;
 mod slave_list;
 mod start;
 mod store;
