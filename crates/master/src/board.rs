@@ -76,9 +76,9 @@ impl Board {
 
     /// Subscribes; nothing if there are too many already.
     pub(crate) fn watch(&self, job: JobId, output: bool) -> Option<Watch> {
-        let counted = self.count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
-            (count < WATCHERS_MAX).then_some(count + 1)
-        });
+        let counted = self
+            .count
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < WATCHERS_MAX).then_some(count + 1));
         counted.ok()?;
         let (sender, portions) = mpsc::channel(WATCHER_PORTIONS_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));

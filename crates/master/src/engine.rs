@@ -186,7 +186,7 @@ impl Engine {
     }
 
     fn wait(&self, now: Moment) -> Duration {
-        let deadline = self.presence.poll_timeout().into_iter().chain(self.desk.poll_timeout()).min();
+        let deadline = self.presence.poll_timeout().into_iter().chain(self.desk.poll_timeout(now)).min();
         let deadline = if self.desk.is_busy(now) { now } else { deadline.unwrap_or(now + BEAT_INTERVAL) }.since(now);
         // A due deadline that may not be judged yet must not become a busy loop.
         deadline.clamp(Duration::from_millis(10), BEAT_INTERVAL)
@@ -295,7 +295,7 @@ impl Engine {
         let rows: Vec<StoredSlave> = self.unsaved.iter().filter_map(|id| self.row(id)).collect();
         let commits = std::mem::take(&mut self.commits);
         let changes = commits.iter().flat_map(|commit| &commit.changes);
-        let saved = match self.store.save(&rows, changes, &self.desk.rows()) {
+        let saved = match self.store.save_all(&rows, changes, &self.desk.rows()) {
             Ok(swept) => {
                 self.unsaved.clear();
                 self.desk.saved(swept);

@@ -22,9 +22,9 @@ use crate::view::{Slave, View};
 
 mod answers;
 mod tasks;
-pub(crate) use tasks::OUTPUT_ROOM_BYTES;
 use answers::Answers;
 use tasks::Collecting;
+pub(crate) use tasks::OUTPUT_ROOM_BYTES;
 
 /// Log lines of one slave: a burst, then one for each interval.
 const LOG_BURST: u32 = 20;

@@ -295,7 +295,8 @@ impl Registry {
 
     fn set_labels(&self, id: &SlaveId, labels: BTreeMap<String, Option<String>>) -> Result<Vec<Change>, Denial> {
         let enrolment = self.enrolments.get(id);
-        let enrolment = enrolment.ok_or_else(|| Denial::NotKnown { what: "the enrolment of slave", name: id.to_string() })?;
+        let enrolment =
+            enrolment.ok_or_else(|| Denial::NotKnown { what: "the enrolment of slave", name: id.to_string() })?;
         let mut changed = enrolment.labels.clone();
         for (name, value) in labels {
             match value {

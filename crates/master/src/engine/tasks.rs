@@ -12,7 +12,8 @@ use rpicluster_core::Moment;
 use rpicluster_core::tasks::{JobRecord, Now, TaskEffect, TaskInput, Tasks};
 use rpicluster_protocol::limits::{LEASE, RESEND_MAX, RESEND_MIN, SLOTS_MAX};
 use rpicluster_protocol::{
-    AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, SessionId, SlaveId, TaskFinished, TaskId, TaskLease, TaskOutput,
+    AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, SessionId, SlaveId, TaskFinished, TaskId, TaskLease,
+    TaskOutput,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -26,8 +27,8 @@ mod commit;
 mod outgoing;
 
 pub(crate) use ask::{Ask, AskError, Done, Submission};
-pub(crate) use commit::write_event;
 use ask::{Submitted, Waiter};
+pub(crate) use commit::write_event;
 use outgoing::Outgoing;
 
 /// How long to wait before what could not be written is tried again.
@@ -197,7 +198,7 @@ impl TaskDesk {
 
     /// A slave tells of its tasks.
     pub(super) fn news(&mut self, slave: &SlaveId, news: TaskNews, now: Now) {
-        let is_failing = self.retry_at.is_some();
+        let is_failing = self.is_failing(now.moment);
         match news {
             TaskNews::Journal(session, journal, entries) => {
                 self.handle(now, TaskInput::Journal(slave.clone(), session.clone(), journal, entries));
@@ -222,13 +223,13 @@ impl TaskDesk {
     }
 
     /// When [`TaskDesk::timeout`] should be called next.
-    pub(super) fn poll_timeout(&self) -> Option<Moment> {
-        self.tasks.poll_timeout().filter(|_| self.retry_at.is_none())
+    pub(super) fn poll_timeout(&self, now: Moment) -> Option<Moment> {
+        self.tasks.poll_timeout().filter(|_| !self.is_failing(now))
     }
 
     /// Does what is due. Not to be called while inputs wait.
     pub(super) fn timeout(&mut self, now: Now) {
-        if self.poll_timeout().is_some_and(|due| due <= now.moment) {
+        if self.poll_timeout(now.moment).is_some_and(|due| due <= now.moment) {
             self.tasks.timeout(now, &mut self.effects);
             self.collect();
         }
@@ -261,6 +262,11 @@ impl TaskDesk {
     /// Something is to be done soon.
     pub(super) fn is_busy(&self, now: Moment) -> bool {
         !self.owed.is_empty() || self.wants_save(now)
+    }
+
+    /// The store could not be written, and it is not time to try again, or what waits for that comes first.
+    fn is_failing(&self, now: Moment) -> bool {
+        self.retry_at.is_some_and(|at| at > now || !self.unsaved.is_empty())
     }
 
     fn handle(&mut self, now: Now, input: TaskInput) {
@@ -325,3 +331,6 @@ impl TaskDesk {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

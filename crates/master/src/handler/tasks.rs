@@ -119,7 +119,8 @@ mod tests {
             assert!(collect(&mut journal, part("s", 2), at(1, true)).is_err(), "what was collected is gone");
         }
         let mut journal = None;
-        let long = TaskJournal { attempts: vec![part("s", 0).attempts.remove(0); JOURNAL_ATTEMPTS_MAX], ..part("s", 0) };
+        let long =
+            TaskJournal { attempts: vec![part("s", 0).attempts.remove(0); JOURNAL_ATTEMPTS_MAX], ..part("s", 0) };
         collect(&mut journal, long, at(0, false)).unwrap();
         assert!(collect(&mut journal, part("s", 1), at(1, true)).unwrap_err().contains("more than"));
     }

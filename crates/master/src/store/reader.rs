@@ -56,6 +56,16 @@ pub(crate) enum Pieces {
     OfJob(JobId, i64),
 }
 
+impl Piece {
+    /// Drops what lies before this byte; tells whether something is left.
+    fn cut_before(&mut self, byte: u64) -> bool {
+        let before = usize::try_from(byte.saturating_sub(self.offset)).unwrap_or(usize::MAX);
+        self.data.drain(..before.min(self.data.len()));
+        self.offset = self.offset.max(byte);
+        !self.data.is_empty()
+    }
+}
+
 impl Reader {
     pub(super) fn new(path: PathBuf) -> Reader {
         Reader(Arc::new(Inner { path, idle: Mutex::default(), last_spec: Mutex::default() }))
@@ -106,7 +116,7 @@ impl Reader {
 
     /// A portion of output, and where to go on if there may be more.
     pub(crate) fn output(&self, wanted: Pieces) -> Result<(Vec<Piece>, Option<Pieces>), StoreError> {
-        let pieces = self.read(|connection| match wanted {
+        let mut pieces = self.read(|connection| match wanted {
             Pieces::Of(task, attempt, stream, from) => {
                 // A piece may begin before the byte that is asked for, but never by more than its own length.
                 let sql = "SELECT rowid, place, attempt, stream, position, gap, data FROM output
@@ -115,12 +125,7 @@ impl Reader {
                                AND attempt = ?3 AND stream = ?4 AND position <= ?5), 0)
                            ORDER BY position";
                 let stream = stream_number(stream);
-                portion(
-                    connection,
-                    sql,
-                    task.job,
-                    params![id(task.job), task.index, attempt, stream, signed(from)],
-                )
+                portion(connection, sql, task.job, params![id(task.job), task.index, attempt, stream, signed(from)])
             }
             Pieces::OfJob(job, after) => {
                 let sql = "SELECT output.rowid, output.place, output.attempt, stream, position, output.gap, data
@@ -130,11 +135,14 @@ impl Reader {
                 portion(connection, sql, job, params![id(job), after])
             }
         })?;
+        if let Pieces::Of(.., from) = wanted {
+            pieces.retain_mut(|piece| piece.cut_before(from));
+        }
         let Some(last) = pieces.last() else { return Ok((pieces, None)) };
         let next = match wanted {
-            Pieces::Of(task, attempt, stream, from) => {
+            Pieces::Of(task, attempt, stream, _) => {
                 let end = last.offset.saturating_add(last.data.len() as u64);
-                (end > from).then_some(Pieces::Of(task, attempt, stream, end))
+                Some(Pieces::Of(task, attempt, stream, end))
             }
             Pieces::OfJob(job, _) => Some(Pieces::OfJob(job, last.row)),
         };

@@ -212,9 +212,8 @@ mod tests {
 
     #[test]
     fn pages_of_other_servers_are_refused() {
-        let check_origin = |origin: &str| {
-            check(&guard(), HERE, Needs::Reading, &headers(&[(HOST, "head:8080"), (ORIGIN, origin)]))
-        };
+        let check_origin =
+            |origin: &str| check(&guard(), HERE, Needs::Reading, &headers(&[(HOST, "head:8080"), (ORIGIN, origin)]));
         assert_eq!(check_origin("http://head:8080"), Ok(None));
         assert_eq!(check_origin("https://HEAD:8080"), Ok(None));
         for other in ["http://evil.example", "http://head", "null", "http://head:8081", "head:8080"] {

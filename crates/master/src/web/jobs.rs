@@ -14,10 +14,10 @@ use rpicluster_protocol::{CancelRequest, JobId, JobInfo, RetryRequest, TaskId, T
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use super::Site;
 use super::admin::{Answer, Refused};
 use super::guard::Requester;
 use super::query::Query;
-use super::Site;
 use crate::board::Board;
 use crate::engine::Input;
 use crate::engine::tasks::{Ask, AskError, Done};

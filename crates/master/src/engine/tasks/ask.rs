@@ -74,11 +74,14 @@ pub(super) struct Waiter(pub(super) Done<()>);
 impl TaskDesk {
     /// Takes a request. Whoever has gone meanwhile is not told, here and below: what was asked for is done.
     pub(in crate::engine) fn ask(&mut self, ask: Ask, store: &Store, now: Now) {
-        let is_failing = self.retry_at.is_some();
+        let is_failing = self.is_failing(now.moment);
         match ask {
             Ask::Submit(submission, done) if !is_failing => self.submit(*submission, done, store, now),
             Ask::Submit(_, done) => drop(done.send(Err(AskError::NotWritten))),
-            Ask::Cancel { done, .. } | Ask::Retry { done, .. } | Ask::Drain { done, .. } | Ask::Undrain { done, .. }
+            Ask::Cancel { done, .. }
+            | Ask::Retry { done, .. }
+            | Ask::Drain { done, .. }
+            | Ask::Undrain { done, .. }
                 if is_failing =>
             {
                 let _ = done.send(Err(AskError::NotWritten));
@@ -146,12 +149,8 @@ impl TaskDesk {
         let accepted = JobAccepted { job: Some(job), ..accepted };
         // What is answered is made of ids and numbers: it can be written.
         let answer = serde_json::to_string(&accepted).unwrap_or_default();
-        let submitted = Submitted {
-            about: about(&spec),
-            key: key.map(|key| (key, answer)),
-            accepted,
-            done: vec![done],
-        };
+        let submitted =
+            Submitted { about: about(&spec), key: key.map(|key| (key, answer)), accepted, done: vec![done] };
         self.deed(now, spec.requester.clone(), "submit", job.to_string());
         self.unsaved.submitted.insert(job, submitted);
         self.handle(now, TaskInput::Submit(job, spec));

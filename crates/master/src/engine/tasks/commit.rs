@@ -54,7 +54,11 @@ impl TaskDesk {
         }
         for (job, bytes) in swept.freed {
             let left = self.totals.output.get(&job).copied().unwrap_or_default().saturating_sub(bytes);
-            if left == 0 { self.totals.output.remove(&job) } else { self.totals.output.insert(job, left) };
+            if left == 0 {
+                self.totals.output.remove(&job)
+            } else {
+                self.totals.output.insert(job, left)
+            };
         }
         self.totals.garbage = swept.more_garbage;
         for job in forgotten {
@@ -112,8 +116,12 @@ impl TaskDesk {
     /// Shows what was written.
     fn tell(&mut self, unsaved: &Unsaved) {
         let mut changed: BTreeMap<JobId, Vec<TaskId>> = BTreeMap::new();
-        unsaved.jobs.iter().chain(unsaved.submitted.keys()).for_each(|job| drop(changed.entry(*job).or_default()));
-        unsaved.tasks.iter().for_each(|task| changed.entry(task.job).or_default().push(*task));
+        for job in unsaved.jobs.iter().chain(unsaved.submitted.keys()) {
+            changed.entry(*job).or_default();
+        }
+        for task in &unsaved.tasks {
+            changed.entry(task.job).or_default().push(*task);
+        }
         for (job, tasks) in changed {
             let Some(row) = self.row(job) else { continue };
             let has_ended = row.state != JobState::Active;
@@ -180,7 +188,7 @@ impl TaskDesk {
 }
 
 impl Unsaved {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.submitted.is_empty()
             && self.jobs.is_empty()
             && self.tasks.is_empty()

@@ -42,13 +42,7 @@ pub(super) async fn events(
         Refused(StatusCode::SERVICE_UNAVAILABLE, problem)
     })?;
     look(&site, move |reader| reader.job(job)).await?.ok_or_else(|| unknown(job))?;
-    let watching = Watching {
-        job,
-        output,
-        epoch: site.epoch,
-        board: site.board.clone(),
-        reader: site.reader.clone(),
-    };
+    let watching = Watching { job, output, epoch: site.epoch, board: site.board.clone(), reader: site.reader.clone() };
     let body = streamed(lifeline, move |portions| watching.run(watch, portions));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),

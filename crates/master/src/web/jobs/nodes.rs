@@ -49,11 +49,7 @@ async fn undrain(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn label(
-    State(site): State<Arc<Site>>,
-    id: Last,
-    body: Body<BTreeMap<String, Option<String>>>,
-) -> Answer {
+async fn label(State(site): State<Arc<Site>>, id: Last, body: Body<BTreeMap<String, Option<String>>>) -> Answer {
     let id = last(id)?;
     let slave: SlaveId = id.parse().map_err(|_| not_known(&id))?;
     site.access.set_labels(slave, read(body)?).await?;

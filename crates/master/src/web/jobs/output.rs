@@ -39,13 +39,11 @@ pub(super) async fn output(
         }
     };
     let reader = site.reader.clone();
-    let body = streamed(lifeline, move |portions| {
-        send(reader, Pieces::Of(id, attempt, stream, offset), offset, portions)
-    });
+    let body = streamed(lifeline, move |portions| send(reader, Pieces::Of(id, attempt, stream, offset), portions));
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))], body).into_response())
 }
 
-async fn send(reader: Reader, mut wanted: Pieces, offset: u64, portions: Portions) {
+async fn send(reader: Reader, mut wanted: Pieces, portions: Portions) {
     loop {
         let reader = reader.clone();
         let Ok(found) = tokio::task::spawn_blocking(move || reader.output(wanted)).await else { return };
@@ -53,11 +51,7 @@ async fn send(reader: Reader, mut wanted: Pieces, offset: u64, portions: Portion
             Ok(found) => found,
             Err(error) => return drop(portions.send(Err(error)).await),
         };
-        let mut bytes = Vec::new();
-        for piece in pieces {
-            let before = usize::try_from(offset.saturating_sub(piece.offset)).unwrap_or(usize::MAX);
-            bytes.extend_from_slice(piece.data.get(before..).unwrap_or_default());
-        }
+        let bytes: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.data).collect();
         if !bytes.is_empty() && portions.send(Ok(bytes.into())).await.is_err() {
             return;
         }

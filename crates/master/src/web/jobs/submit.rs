@@ -7,8 +7,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use rpicluster_core::tasks::{JobSpec, Step};
 use rpicluster_core::target::{Candidate, Target};
+use rpicluster_core::tasks::{JobSpec, Step};
 use rpicluster_protocol::limits::{JOB_BYTES_MAX, JOB_STEPS_MAX, JOB_TASKS_MAX, MESSAGE_BYTES_MAX};
 use rpicluster_protocol::{
     AttemptKey, Envelope, Epoch, JobAccepted, JobId, JobRequest, Liveness, SessionId, SlaveId, StepAccepted,
