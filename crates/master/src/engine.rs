@@ -180,7 +180,7 @@ impl Engine {
             self.save(now, wall);
         }
         self.pay();
-        self.announces_owed.extend(self.desk.to_be_asked(now));
+        self.announces_owed.extend(self.desk.ask_for_journals(now));
         self.desk.pay(&self.view, now);
         self.health.engine.beat(now);
     }

@@ -41,6 +41,9 @@ pub(crate) struct Store {
     _lock: File,
 }
 
+/// A job, what it does, and those of its tasks that were ever tried, by their places.
+pub(crate) type WholeJob = (StoredJob, Arc<JobSpec>, Vec<(u32, Task)>);
+
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -167,8 +170,8 @@ impl Store {
         tasks::unended(&self.connection).map_err(|error| self.unreadable(error))
     }
 
-    /// A job, what it does, and those of its tasks that were ever tried, if it is there.
-    pub(crate) fn job(&self, job: JobId) -> Result<Option<(StoredJob, Arc<JobSpec>, Vec<(u32, Task)>)>, StoreError> {
+    /// A job, if it is there.
+    pub(crate) fn job(&self, job: JobId) -> Result<Option<WholeJob>, StoreError> {
         let read = || -> Result<_, Unreadable> {
             let found = tasks::job(&self.connection, job)?.zip(tasks::spec(&self.connection, job)?);
             let Some((found, spec)) = found else { return Ok(None) };

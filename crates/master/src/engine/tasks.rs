@@ -236,7 +236,7 @@ impl TaskDesk {
     }
 
     /// Slaves that should send their journal again: it was shed, or lost with an external broker.
-    pub(super) fn to_be_asked(&mut self, now: Moment) -> Vec<SlaveId> {
+    pub(super) fn ask_for_journals(&mut self, now: Moment) -> Vec<SlaveId> {
         let mut due = Vec::new();
         for (slave, (at, wait)) in self.silent.iter_mut().filter(|(_, (at, _))| *at <= now) {
             *wait = (*wait * 2).min(RESEND_MAX);

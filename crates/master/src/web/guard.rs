@@ -38,8 +38,10 @@ pub(crate) struct Guard {
     /// Whether this machine may read without a token.
     open: bool,
     /// Whose token of the API a text is.
-    owner: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    owner: Box<Owner>,
 }
+
+type Owner = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 /// Who asks: the name of the token that was shown.
 #[derive(Debug, Clone)]

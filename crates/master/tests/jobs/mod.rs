@@ -283,7 +283,7 @@ async fn what_cannot_be_done_is_refused_by_name_when_it_is_submitted() {
         (json!({"steps": []}), 400, "steps"),
         (json!({"step": []}), 400, "step"),
         (step(json!({"on": "pi and"})), 400, "at character 7"),
-        (step(json!({"on": "pi or pi-9"})), 400, "no slave has the id pi-9"),
+        (step(json!({"on": "pi or pi-9"})), 400, "no slave has the id \"pi-9\""),
         (step(json!({"on": "role=none"})), 422, "no slave matches"),
         (step(json!({"argv": []})), 400, "steps[0].argv"),
         (step(json!({"after": ["first"]})), 400, "no earlier step has the name \"first\""),

@@ -264,15 +264,15 @@ fn who_has_no_slots_gets_nothing_and_who_sends_no_journal_is_asked_for_it() {
     bench.come("s1", 0);
     assert_eq!(bench.commit(), []);
     bench.now.moment = bench.now.moment + RESEND_MIN;
-    assert_eq!(bench.desk.to_be_asked(bench.now.moment), []);
+    assert_eq!(bench.desk.ask_for_journals(bench.now.moment), []);
     bench.desk.presence(&pi(), Some((session("s2"), 1)), bench.now);
-    assert_eq!(bench.desk.to_be_asked(bench.now.moment), []);
+    assert_eq!(bench.desk.ask_for_journals(bench.now.moment), []);
     bench.now.moment = bench.now.moment + RESEND_MIN;
-    assert_eq!(bench.desk.to_be_asked(bench.now.moment), [pi()]);
+    assert_eq!(bench.desk.ask_for_journals(bench.now.moment), [pi()]);
     bench.come("s2", 1);
     assert_eq!(bench.offers().len(), 1);
     bench.now.moment = bench.now.moment + RESEND_MAX;
-    assert_eq!(bench.desk.to_be_asked(bench.now.moment), []);
+    assert_eq!(bench.desk.ask_for_journals(bench.now.moment), []);
 }
 
 #[test]

@@ -7,20 +7,19 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use rpicluster_core::target::{Candidate, Target};
+use rpicluster_core::Target;
 use rpicluster_core::tasks::{JobSpec, Step};
 use rpicluster_protocol::limits::{JOB_BYTES_MAX, JOB_STEPS_MAX, JOB_TASKS_MAX, MESSAGE_BYTES_MAX};
 use rpicluster_protocol::{
-    AttemptKey, Envelope, Epoch, JobAccepted, JobId, JobRequest, Liveness, SessionId, SlaveId, StepAccepted,
+    AttemptKey, Details, Envelope, Epoch, JobAccepted, JobId, JobRequest, Liveness, SessionId, SlaveId, StepAccepted,
     StepRequest, TaskId, TaskOffer, ToSlave, Work, encode_to_slave,
 };
 
 use super::{Ask, Site, ask, look, stopping};
-use crate::access::Labels;
 use crate::engine::tasks::Submission;
-use crate::view::Latest;
 use crate::web::admin::{Answer, Refused};
 use crate::web::guard::Requester;
+use crate::web::labels;
 
 /// A request up to this many bytes is read at once; of longer ones only a few at a time, for the sake of memory.
 const SHORT_BYTES: u64 = 1024 * 1024;
@@ -83,8 +82,9 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refused> {
 /// A slave as targets see it.
 struct Known {
     id: SlaveId,
-    labels: Labels,
-    latest: Latest,
+    /// What it says of itself, with the labels that it was given.
+    details: Details,
+    is_online: bool,
 }
 
 /// What is to be done, as far as that can be said now; and whether it is only asked for.
@@ -125,7 +125,9 @@ fn known(site: &Site) -> Vec<Known> {
     let slaves = site.view.all().into_iter();
     let known = slaves.map(|slave| {
         let latest = slave.latest();
-        Known { labels: super::super::labels(site, &slave.id, &latest), id: slave.id.clone(), latest }
+        let labels = labels(site, &slave.id, &latest);
+        let details = Details { labels, ..latest.details.as_deref().cloned().unwrap_or_default() };
+        Known { id: slave.id.clone(), details, is_online: latest.state == Liveness::Online }
     });
     known.collect()
 }
@@ -172,24 +174,18 @@ fn check_step(
 
 /// The slaves that a target means, and those of them that are offline.
 fn resolve(at: &str, on: &str, slaves: &[Known]) -> Result<(Vec<SlaveId>, Vec<SlaveId>), Refused> {
-    let target: Target = on.parse().map_err(|error| bad(format!("{at}.on {on:?}: {error}")))?;
-    for (id, position) in target.ids() {
-        if slaves.binary_search_by(|slave| slave.id.cmp(id)).is_err() {
-            return Err(bad(format!("{at}.on {on:?}: at character {position}: no slave has the id {id}")));
+    let target = Target::parse(on).map_err(|error| bad(format!("{at}.on: {error}")))?;
+    for name in target.names() {
+        if slaves.binary_search_by(|slave| slave.id.as_str().cmp(name)).is_err() {
+            return Err(bad(format!("{at}.on {on:?}: no slave has the id {name:?}")));
         }
     }
-    let is_online = |slave: &Known| slave.latest.state == Liveness::Online;
-    let candidate = |slave: &&Known| {
-        let Known { id, labels, latest } = slave;
-        let details = latest.details.as_deref();
-        target.matches(Candidate { id, labels, details, online: is_online(slave) })
-    };
-    let chosen: Vec<&Known> = slaves.iter().filter(candidate).collect();
+    let chosen: Vec<&Known> = slaves.iter().filter(|slave| target.matches(&slave.id, &slave.details)).collect();
     if chosen.is_empty() {
         return Err(Refused(StatusCode::UNPROCESSABLE_ENTITY, format!("no slave matches {at}.on {on:?}")));
     }
     let ids = |slaves: &mut dyn Iterator<Item = &&Known>| slaves.map(|slave| slave.id.clone()).collect();
-    Ok((ids(&mut chosen.iter()), ids(&mut chosen.iter().filter(|slave| !is_online(slave)))))
+    Ok((ids(&mut chosen.iter()), ids(&mut chosen.iter().filter(|slave| !slave.is_online))))
 }
 
 fn check_name(what: &str, name: Option<&str>) -> Result<(), Refused> {
