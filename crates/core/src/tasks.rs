@@ -27,7 +27,6 @@ mod waiting;
 
 use job::{Job, Taken};
 pub use model::{JobRecord, JobSpec, NodeRecord, Step, Task};
-use render::{Circumstances, render};
 pub use transition::{Cause, TRANSITIONS};
 
 /// How long a task waits first that its slave could not begin right now; it doubles up to [`RESEND_MAX`].
@@ -314,6 +313,14 @@ impl Tasks {
         }
     }
 
+    /// Lets go of a job: of one whose submission could not be written and of which nobody was told anything, or of one that
+    /// was restored and has ended nevertheless.
+    pub fn let_go(&mut self, id: JobId) {
+        let open: Vec<TaskId> = self.open.keys().filter(|task| task.job == id).copied().collect();
+        open.into_iter().for_each(|task| self.close(task));
+        self.jobs.remove(&id);
+    }
+
     /// Takes one input and appends what follows from it.
     pub fn handle(&mut self, now: Now, input: TaskInput, effects: &mut Effects) {
         match input {
@@ -384,6 +391,21 @@ impl Tasks {
             drain: node.drain.clone(),
             drain_until: node.drain_until,
         })
+    }
+
+    /// By which store attempts are.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How many tasks there are in all, ended ones of unended jobs among them.
+    pub fn task_count(&self) -> u64 {
+        self.jobs.values().map(|job| job.tasks.len() as u64).sum()
+    }
+
+    /// The slave is in that session, and its journal has come.
+    pub fn is_ready(&self, slave: &SlaveId, session: &SessionId) -> bool {
+        self.nodes.get(slave).is_some_and(|node| node.ready && node.session.as_ref() == Some(session))
     }
 
     /// How many attempts a slave has open.
@@ -500,7 +522,8 @@ impl Tasks {
             node.ready = false;
         }
         let open = if was_silent { node.open.clone() } else { BTreeSet::new() };
-        if !node.ready && node.announce.is_none() {
+        // Who has no slots may know nothing of tasks.
+        if slots > 0 && !node.ready && node.announce.is_none() {
             node.announce = Some((now.moment + RESEND_MIN, RESEND_MIN));
             self.timers.insert((now.moment + RESEND_MIN, Timer::Announce(slave.clone())));
         }
@@ -1180,8 +1203,7 @@ impl Tasks {
         let job = self.jobs.get(&id.job)?;
         let (step, place) = job.spec.locate(id.index)?;
         let slave = job.tasks.get(id.index as usize)?.slave.as_ref()?;
-        let with = Circumstances { input: job.spec.input(id.index), number: place + 1, slave };
-        let spec = render(&job.step(step)?.spec, with);
+        let spec = job.step(step)?.rendered(place, slave);
         // A lease is minutes.
         let lease_ms = lease.as_millis() as u64;
         Some(Box::new(TaskOffer { key, session, lease_ms, spec }))

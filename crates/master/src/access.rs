@@ -3,6 +3,7 @@
 //! [`Registry`] decides, here it is done: a change is decided on what holds now, written by the engine, then made to hold,
 //! and only then answered. Changes come one after another, so that no use of a token is given away twice.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -208,6 +209,15 @@ impl Access {
         self.registry().enrolment(id.as_str()).map(|enrolment| enrolment.labels.clone()).unwrap_or_default()
     }
 
+    /// Sets labels of an enrolled slave; those without a value are taken away.
+    pub(crate) async fn set_labels(
+        &self,
+        id: SlaveId,
+        labels: BTreeMap<String, Option<String>>,
+    ) -> Result<(), AccessError> {
+        self.change(Request::SetLabels { id, labels }).await.map(drop)
+    }
+
     pub(crate) async fn add_account(&self, wish: AccountWish) -> Result<Account, AccessError> {
         self.require_own_broker()?;
         let AccountWish { name, role, password, publish, subscribe } = wish;
@@ -253,7 +263,6 @@ impl Access {
     }
 
     /// Whose API token this text is.
-    #[allow(dead_code, reason = "the layer that asks for it is not here yet")]
     pub(crate) fn check_api_token(&self, text: &str) -> Option<Name> {
         self.registry().api_token(&Hash::of(text.as_bytes())).cloned()
     }

@@ -24,6 +24,11 @@ pub struct MasterConfig {
     pub presence_timeout: Duration,
     /// How many slaves may be known, offline ones included: 10,000. Further client ids are refused and counted.
     pub slaves_max: usize,
+    /// How many ended jobs are kept, with their tasks and output: 10,000. The oldest ended go first.
+    pub jobs_max: usize,
+    /// How many bytes of tasks' output are kept in all: 1 GiB. That of the jobs that ended first goes first, never that of
+    /// jobs that have not ended.
+    pub output_bytes_max: u64,
     /// Further names and addresses under which slaves and browsers reach the master, for its certificate. The machine's own
     /// are in it anyway.
     pub tls_names: Vec<String>,
@@ -43,6 +48,8 @@ impl Default for MasterConfig {
             state_dir: PathBuf::from("/var/lib/rpicluster"),
             presence_timeout: PRESENCE_TIMEOUT,
             slaves_max: 10_000,
+            jobs_max: 10_000,
+            output_bytes_max: 1024 * 1024 * 1024,
             tls_names: Vec::new(),
             tls_certificate: None,
             tls_key: None,
@@ -63,6 +70,9 @@ impl MasterConfig {
         }
         if self.slaves_max == 0 {
             return Err(String::from("master.slaves_max is 0: at least one slave must be possible"));
+        }
+        if self.jobs_max == 0 {
+            return Err(String::from("master.jobs_max is 0: a job that has ended would be gone before anybody looks"));
         }
         if self.tls_certificate.is_some() != self.tls_key.is_some() {
             return Err(String::from("master.tls_certificate and master.tls_key: name both, or neither"));
@@ -85,6 +95,8 @@ mod tests {
         assert!(hasty.check().unwrap_err().contains("master.presence_timeout"));
         let lonely = MasterConfig { slaves_max: 0, ..MasterConfig::default() };
         assert!(lonely.check().unwrap_err().contains("master.slaves_max"));
+        let forgetful = MasterConfig { jobs_max: 0, ..MasterConfig::default() };
+        assert!(forgetful.check().unwrap_err().contains("master.jobs_max"));
         let half = MasterConfig { tls_key: Some("key.pem".into()), ..MasterConfig::default() };
         assert!(half.check().unwrap_err().contains("master.tls_certificate"));
         for (name, good) in [("pi.local", true), ("10.0.0.1", true), ("fd00::1", true), ("a b", false), ("", false)] {

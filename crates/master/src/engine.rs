@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rpicluster_core::tasks::Now;
 use rpicluster_core::{Effect, Input as Core, Moment, Presence, Record};
 use rpicluster_protocol::{Liveness, SlaveId, State, Timestamp};
 use tokio::sync::mpsc::error::TrySendError;
@@ -22,6 +23,9 @@ use crate::loglimit::{Permit, SharedLogLimit};
 use crate::store::{Store, StoredSlave};
 use crate::tasks::RunError;
 use crate::view::{Slave, View};
+
+pub(crate) mod tasks;
+use tasks::{Ask, TaskDesk, TaskNews};
 
 /// How many inputs are waiting at most; handlers of slaves wait beyond.
 pub(crate) const INPUTS_MAX: usize = 10_000;
@@ -48,6 +52,10 @@ pub(crate) enum Input {
     Details { slave: Arc<Slave> },
     /// Access changes: to be written at once. A slave that is removed is forgotten with that.
     Commit { changes: Vec<Change>, done: oneshot::Sender<Result<(), NotWritten>> },
+    /// What a slave says of its tasks.
+    Tasks { slave: Arc<Slave>, news: TaskNews },
+    /// What somebody asks for with regard to tasks.
+    Ask(Ask),
     /// A removed slave has no sessions any more: its retained messages are to go, the last of them with this mark.
     Farewell { slave: SlaveId, mark: Bytes },
 }
@@ -74,6 +82,9 @@ pub(crate) struct Engine {
     log: Arc<SharedLogLimit>,
     commands: mpsc::Sender<Command>,
     effects: Vec<Effect>,
+    desk: TaskDesk,
+    /// Of which tasks should know whether they are there.
+    stirred: BTreeSet<SlaveId>,
     unsaved: BTreeSet<SlaveId>,
     saved_at: Moment,
     commits: Vec<Commit>,
@@ -95,6 +106,7 @@ pub(crate) struct Surroundings {
     pub(crate) counters: Arc<MasterCounters>,
     pub(crate) log: Arc<SharedLogLimit>,
     pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) desk: TaskDesk,
 }
 
 impl Engine {
@@ -106,7 +118,7 @@ impl Engine {
         surroundings: Surroundings,
         now: Moment,
     ) -> Engine {
-        let Surroundings { view, health, counters, log, commands } = surroundings;
+        let Surroundings { view, health, counters, log, commands, desk } = surroundings;
         let mut presence = Presence::new(timeout);
         let mut effects = Vec::new();
         for record in records {
@@ -121,6 +133,8 @@ impl Engine {
             log,
             commands,
             effects,
+            desk,
+            stirred: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             saved_at: now,
             commits: Vec::new(),
@@ -151,48 +165,63 @@ impl Engine {
                 break;
             }
         }
-        self.save(clock::now());
+        self.save(clock::now(), clock::wall());
         Ok(())
     }
 
     /// Takes a batch of inputs; judges silence if there are `no_more`.
     fn step(&mut self, batch: &mut Vec<Input>, no_more: bool, now: Moment, wall: Timestamp) {
-        let heard_until = self.notice_pause(now);
+        let heard_until = self.notice_pause(now, wall);
         for input in batch.drain(..) {
-            self.take(input);
+            self.take(input, now, wall);
         }
         if let Some(heard_until) = heard_until.filter(|_| no_more) {
             self.judge_silence(heard_until);
         }
         self.apply(now, wall);
+        if no_more && heard_until.is_some() {
+            self.desk.timeout(Now { moment: now, wall });
+        }
         let is_due = now.since(self.saved_at) >= SAVE_INTERVAL && !self.unsaved.is_empty();
-        if is_due || !self.commits.is_empty() {
-            self.save(now);
+        if is_due || !self.commits.is_empty() || self.desk.wants_save(now) {
+            self.save(now, wall);
         }
         // What is owed is not said to a broker that is away: it is made of what holds when that is back.
-        if self.health.hearing.until(now).is_some() {
+        if heard_until.is_some() {
+            self.announces_owed.extend(self.desk.ask_for_journals());
             self.pay();
+            self.desk.pay(&self.view, now);
         }
         self.health.engine.beat(now);
     }
 
     fn wait(&self, now: Moment) -> Duration {
-        let deadline = match self.presence.poll_timeout() {
-            Some(deadline) if self.health.hearing.until(now).is_some() => deadline.since(now),
-            _ => BEAT_INTERVAL,
-        };
+        let hears = self.health.hearing.until(now).is_some();
+        let due = self.presence.poll_timeout().into_iter().chain(self.desk.poll_timeout(now)).min();
+        let deadline = if self.desk.is_busy(now) { now } else { due.filter(|_| hears).unwrap_or(now + BEAT_INTERVAL) };
+        let deadline = deadline.since(now);
         // A due deadline that may not be judged yet must not become a busy loop.
         deadline.clamp(Duration::from_millis(10), BEAT_INTERVAL)
     }
 
-    fn take(&mut self, input: Input) {
+    fn take(&mut self, input: Input, now: Moment, wall: Timestamp) {
         match input {
-            Input::Claim { slave, .. } | Input::Sign { slave, .. } | Input::Details { slave } if slave.is_removed() => {
-            }
+            Input::Claim { slave, .. }
+            | Input::Sign { slave, .. }
+            | Input::Details { slave }
+            | Input::Tasks { slave, .. }
+                if slave.is_removed() => {}
             Input::Claim { slave, state, retained, at } => {
                 let claim = Core::Claim { slave: slave.id.clone(), state, retained };
                 self.presence.handle(at, claim, &mut self.effects);
+                self.stirred.insert(slave.id.clone());
             }
+            Input::Tasks { slave, news } => {
+                // Its session is known before anything of that session is.
+                self.apply(now, wall);
+                self.desk.news(&slave.id, news, Now { moment: now, wall });
+            }
+            Input::Ask(ask) => self.desk.ask(ask, &self.store, Now { moment: now, wall }),
             Input::Sign { slave, at } => {
                 self.presence.handle(at, Core::Sign { slave: slave.id.clone() }, &mut self.effects);
             }
@@ -204,7 +233,7 @@ impl Engine {
 
     /// Tells core when bus or engine was away (stopped, suspended, a slow commit), or an external broker. Returns until when
     /// slaves have been heard; nothing while nobody can be.
-    fn notice_pause(&mut self, now: Moment) -> Option<Moment> {
+    fn notice_pause(&mut self, now: Moment, wall: Timestamp) -> Option<Moment> {
         if self.health.bus.age(now) > PAUSE_MIN {
             return None;
         }
@@ -216,6 +245,7 @@ impl Engine {
             return Some(self.heard_until);
         }
         let gap = now.since(std::mem::replace(&mut self.heard_until, now));
+        self.desk.paused(gap, Now { moment: now, wall });
         for slave in self.view.all() {
             self.presence.heard(&slave.id, slave.pulse.heard());
         }
@@ -251,6 +281,7 @@ impl Engine {
                         if slave.set_presence(state, reason.clone(), session, wall) {
                             self.report(&slave.id, state, reason.as_deref(), now);
                         }
+                        self.stirred.insert(slave.id.clone());
                     }
                     Effect::Announce { slave } => drop(self.announces_owed.insert(slave)),
                     Effect::RewriteRetained { slave } => drop(self.rewrites_owed.insert(slave)),
@@ -263,6 +294,11 @@ impl Engine {
                     }
                 }
             }
+        }
+        for slave in std::mem::take(&mut self.stirred) {
+            let record = self.presence.record(&slave).filter(|record| record.liveness == Liveness::Online);
+            let session = record.and_then(|record| record.claim).map(|claim| (claim.session, claim.slots.unwrap_or(0)));
+            self.desk.presence(&slave, session, Now { moment: now, wall });
         }
     }
 
@@ -277,24 +313,30 @@ impl Engine {
 
     /// One transaction for all that changed. What is known of slaves and cannot be written stays and is tried again; who
     /// waits for a change of access is told.
-    fn save(&mut self, now: Moment) {
+    fn save(&mut self, now: Moment, wall: Timestamp) {
         self.saved_at = now;
         let rows: Vec<StoredSlave> = self.unsaved.iter().filter_map(|id| self.row(id)).collect();
         let commits = std::mem::take(&mut self.commits);
-        let saved = self.store.save(&rows, commits.iter().flat_map(|commit| &commit.changes));
-        match &saved {
-            Ok(()) => self.unsaved.clear(),
+        let changes = commits.iter().flat_map(|commit| &commit.changes);
+        let saved = match self.store.save_all(&rows, changes, &self.desk.rows()) {
+            Ok(swept) => {
+                self.unsaved.clear();
+                self.desk.saved(swept);
+                Ok(())
+            }
             Err(error) => {
+                self.desk.not_saved(now);
                 self.counters.store_failures.count();
                 if let Some(suppressed) = self.log.permit(now).map(Permit::suppressed) {
                     let (slaves, changes) = (rows.len(), commits.len());
-                    warn!(%error, slaves, changes, suppressed, "cannot save: slaves are tried again, changes refused");
+                    warn!(%error, slaves, changes, suppressed, "cannot save: all but changes of access is tried again");
                 }
+                Err(error)
             }
-        }
+        };
         for Commit { changes, done } in commits {
             if saved.is_ok() {
-                changes.iter().for_each(|change| self.committed(change, now));
+                changes.iter().for_each(|change| self.committed(change, Now { moment: now, wall }));
             }
             // Who waited may have gone with the runtime: what is written holds at the next start.
             let _ = done.send(saved.as_ref().map(drop).map_err(|_| NotWritten));
@@ -302,15 +344,16 @@ impl Engine {
     }
 
     /// What follows, for those who are known, from a change that was written.
-    fn committed(&mut self, change: &Change, now: Moment) {
+    fn committed(&mut self, change: &Change, now: Now) {
         let Change::SlaveRemoved(id) = change else { return };
         // The view first: whatever is still said in its name is known by that to be nobody's.
         self.view.remove(id);
         // That its row is to go is all that follows, and it is gone.
-        self.presence.handle(now, Core::Remove { slave: id.clone() }, &mut Vec::new());
+        self.presence.handle(now.moment, Core::Remove { slave: id.clone() }, &mut Vec::new());
         self.unsaved.remove(id);
         self.rewrites_owed.remove(id);
         self.announces_owed.remove(id);
+        self.desk.removed(id, now);
     }
 
     fn row(&self, id: &SlaveId) -> Option<StoredSlave> {

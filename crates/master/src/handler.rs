@@ -9,7 +9,7 @@ use rpicluster_protocol::limits::{PROTOCOL_VERSION, SLAVE_DETAILS_INTERVAL};
 use rpicluster_protocol::{
     BadMessage, Details, Envelope, FromSlave, Info, RequestId, State, ToSlave, TopicRoot, Upward, parse_from_slave,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::info;
 
 use crate::clock;
@@ -21,7 +21,10 @@ use crate::slave_list::SlaveList;
 use crate::view::{Slave, View};
 
 mod answers;
+mod tasks;
 use answers::Answers;
+use tasks::Collecting;
+pub(crate) use tasks::OUTPUT_ROOM_BYTES;
 
 /// Log lines of one slave: a burst, then one for each interval.
 const LOG_BURST: u32 = 20;
@@ -38,6 +41,8 @@ pub(crate) struct World<P> {
     /// The master's own machine, kept fresh: no answer waits for a measurement.
     pub(crate) machine: watch::Receiver<Arc<Details>>,
     pub(crate) publisher: P,
+    /// Bounds the output of tasks on its way to the engine.
+    pub(crate) output_room: Arc<Semaphore>,
     /// Bounds the lines of all slaves together.
     pub(crate) log: SharedLogLimit,
 }
@@ -50,12 +55,15 @@ pub(crate) struct Handler<P> {
     answers: Answers<P>,
     log: LogLimit,
     listed_at: Option<Moment>,
+    /// The parts of its journal that have come.
+    journal: Option<Box<Collecting>>,
 }
 
 impl<P: Publish> Handler<P> {
     pub(crate) fn new(slave: Arc<Slave>, mailbox: Arc<Mailbox>, world: Arc<World<P>>) -> Handler<P> {
         let answers = Answers::new(slave.clone(), world.root.clone(), world.publisher.clone());
-        Handler { slave, mailbox, world, answers, log: LogLimit::new(LOG_BURST, LOG_INTERVAL), listed_at: None }
+        let log = LogLimit::new(LOG_BURST, LOG_INTERVAL);
+        Handler { slave, mailbox, world, answers, log, listed_at: None, journal: None }
     }
 
     /// Works until the slave is removed or the broker stops.
@@ -69,6 +77,7 @@ impl<P: Publish> Handler<P> {
                     }
                     for mail in batch.drain(..) {
                         if let Some(input) = self.handle(mail) {
+                            let input = tasks::with_room(&self.world.output_room, input).await;
                             // The engine is gone only when the master stops or fails, and whoever watches it says so.
                             let _ = self.world.engine.send(input).await;
                         }
@@ -119,10 +128,10 @@ impl<P: Publish> Handler<P> {
             | FromSlave::TaskRejected(_)
             | FromSlave::TaskOutput(_)
             | FromSlave::TaskJournal(_)
-            | FromSlave::TaskLease(_) => {
-                let error = BadMessage::Error("this master gives out no tasks yet".to_owned());
-                self.answers.complain(wishes, envelope.id, error, at);
-            }
+            | FromSlave::TaskLease(_) => match tasks::news(&mut self.journal, envelope.message, envelope.part) {
+                Ok(news) => return news.map(|news| Input::Tasks { slave: self.slave.clone(), news }),
+                Err(problem) => self.answers.complain(wishes, envelope.id, BadMessage::Error(problem), at),
+            },
         }
         None
     }

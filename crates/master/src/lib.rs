@@ -5,6 +5,7 @@
 
 mod access;
 mod backup;
+mod board;
 mod bus;
 mod certificates;
 mod clock;
@@ -15,6 +16,7 @@ mod engine;
 mod front;
 mod handler;
 mod health;
+mod letters;
 mod local_token;
 mod loglimit;
 mod mailbox;
@@ -23,6 +25,7 @@ mod own_state;
 mod publish;
 mod remote;
 mod sampler;
+mod shown;
 mod slave_list;
 mod source;
 mod start;

@@ -11,25 +11,29 @@ use std::time::{Duration, SystemTime};
 
 use rpicluster_broker::{BindError, Broker, BrokerConfig, LinkError, Security};
 use rpicluster_client::Connection;
+use rpicluster_core::tasks::Now;
 use rpicluster_machine::{PrivateError, Sampler};
 use rpicluster_protocol::{
     Envelope, FromSlave, MessageError, SessionId, State, Topic, TopicRoot, Upward, encode_from_slave,
 };
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
 use crate::access::{self, Access};
+use crate::board::Board;
 use crate::bus::Bus;
 use crate::certificates::{CertificateError, Certificates, Wanted, machine_names};
 use crate::commands::{self, COMMANDS_MAX};
 use crate::config::MasterConfig;
 use crate::counters::MasterCounters;
+use crate::engine::tasks::{TaskDesk, TaskLimits};
 use crate::engine::{Engine, INPUTS_MAX, Input, Surroundings};
 use crate::front::{Front, FrontView};
-use crate::handler::World;
+use crate::handler::{OUTPUT_ROOM_BYTES, World};
 use crate::health::Health;
+use crate::letters::{self, LETTERS_MAX, Letter};
 use crate::local_token::LocalToken;
 use crate::loglimit::SharedLogLimit;
 use crate::own_state::own_state;
@@ -37,7 +41,7 @@ use crate::publish::{Publish, Wire};
 use crate::store::{Store, StoreError, StoredSlave};
 use crate::tasks::{RunError, Tasks};
 use crate::view::{Latest, View};
-use crate::web::{self, Guard, Site};
+use crate::web::{self, Guard, LONG_REQUESTS_MAX, Site};
 use crate::{clock, sampler};
 
 /// The supervised task that must end last.
@@ -117,6 +121,9 @@ pub enum StartError {
 pub struct Master {
     settings: Settings,
     store: Store,
+    desk: TaskDesk,
+    board: Arc<Board>,
+    letters: mpsc::Receiver<Letter>,
     slaves: Vec<StoredSlave>,
     view: Arc<View>,
     access: Access,
@@ -140,6 +147,12 @@ impl Master {
         settings.master.check().map_err(StartError::Setting)?;
         let store = Store::open(&settings.master.state_dir)?;
         let slaves = store.slaves()?;
+        let board = Arc::new(Board::default());
+        let (letter_sender, letters) = mpsc::channel(LETTERS_MAX);
+        let MasterConfig { jobs_max, output_bytes_max, .. } = settings.master;
+        let limits = TaskLimits { jobs_max, output_bytes_max };
+        let now = Now { moment: clock::now(), wall: clock::wall() };
+        let desk = TaskDesk::open(&store, limits, board.clone(), letter_sender, now)?;
         let view = Arc::new(view_of(&slaves, settings.master.slaves_max));
 
         let names = server_names(&settings);
@@ -178,6 +191,9 @@ impl Master {
         Ok(Master {
             settings,
             store,
+            desk,
+            board,
+            letters,
             slaves,
             view,
             access,
@@ -256,6 +272,11 @@ impl Master {
             counters: counters.clone(),
             front,
             started: now,
+            engine: engine_sender.downgrade(),
+            board: self.board,
+            reader: self.store.reader(),
+            epoch: self.desk.epoch(),
+            long_requests: Semaphore::new(LONG_REQUESTS_MAX),
         });
         let surroundings = Surroundings {
             view: self.view.clone(),
@@ -263,6 +284,7 @@ impl Master {
             counters: counters.clone(),
             log: Arc::new(SharedLogLimit::new(PRESENCE_LOG.0, PRESENCE_LOG.1)),
             commands: command_sender,
+            desk: self.desk,
         };
         let timeout = self.settings.master.presence_timeout;
         let records = self.slaves.into_iter().map(|slave| slave.record).collect();
@@ -273,6 +295,7 @@ impl Master {
             engine: engine_sender,
             machine,
             publisher: wire.clone(),
+            output_room: Arc::new(Semaphore::new(OUTPUT_ROOM_BYTES)),
             log: SharedLogLimit::new(PEER_LOG.0, PEER_LOG.1),
         });
         let bus = Bus::new(world, health, counters.clone());
@@ -282,13 +305,16 @@ impl Master {
         tasks.spawn(BROKER_TASK, serving.run(async { drop(broker_stop.await) }));
         tasks.spawn("bus", bus.run(source, stop.clone()));
         tasks.spawn_thread("engine", move || engine.run(engine_inputs));
+        let (to_root, to_slaves) = (root.clone(), wire.clone());
+        tasks.spawn("sender of tasks", letters::send(self.letters, to_root, to_slaves, counters.clone()));
         tasks.spawn("command sender", commands::send(commands, root, wire, counters));
         tasks.spawn("certificates", self.certificates.watch(stop.clone()));
         tasks.spawn("sampler", sampler::run(sampler, machine_sender, stop.clone()));
         let http_open = self.settings.master.http_open;
         let (access, local_token) = (self.access, self.local_token);
         let guard = Guard::new(self.names, http_open, move |token| {
-            local_token.is(token) || access.check_api_token(token).is_some()
+            let local = local_token.is(token).then(|| "local".to_owned());
+            local.or_else(|| access.check_api_token(token).map(|name| name.to_string()))
         });
         tasks.spawn("HTTP server", web::serve(self.http, http_tls, web::router(site, Arc::new(guard)), stop));
         Running { tasks, stop_front, stop_broker }

@@ -4,8 +4,11 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rpicluster_core::tasks::{JobSpec, NodeRecord, Task};
 use rpicluster_machine::{PrivateError, ensure_private_folder};
+use rpicluster_protocol::JobId;
 use rusqlite::Connection;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,17 +17,22 @@ use crate::access::Change;
 
 mod access;
 mod backup;
+mod meta;
+mod reader;
 mod slaves;
+mod tasks;
 
 pub(crate) use backup::snapshot;
+pub(crate) use reader::{Pieces, Reader};
 pub(crate) use slaves::StoredSlave;
+pub(crate) use tasks::{About, Deed, JobRow, StoredJob, SubmittedJob, Swept, TaskRows, Totals};
 
 /// The file in the state folder.
 pub(crate) const STORE_FILE: &str = "master.db";
 
 /// How the schema came to be: each entry leads from the version before to the next. The version is kept in SQLite's
 /// `user_version`.
-const MIGRATIONS: [&str; 3] = [slaves::SCHEMA, access::SCHEMA, backup::SCHEMA];
+const MIGRATIONS: [&str; 4] = [slaves::SCHEMA, access::SCHEMA, meta::SCHEMA, tasks::SCHEMA];
 
 /// The schema this program writes.
 const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -37,6 +45,9 @@ pub(crate) struct Store {
     /// Unlocked when it is closed, also by a crash.
     _lock: File,
 }
+
+/// A job, what it does, and those of its tasks that were ever tried, by their places.
+pub(crate) type WholeJob = (StoredJob, Arc<JobSpec>, Vec<(u32, Task)>);
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -113,26 +124,80 @@ impl Store {
         access::load(&self.connection).map_err(|error| self.unreadable(error))
     }
 
-    /// Writes these slaves, then makes these changes, all in one transaction.
-    pub(crate) fn save<'a>(
+    /// Writes these slaves, makes these changes, and writes these rows of tasks, all in one transaction.
+    pub(crate) fn save_all<'a>(
         &mut self,
         slaves: &[StoredSlave],
         changes: impl IntoIterator<Item = &'a Change>,
-    ) -> Result<(), StoreError> {
-        self.try_save(slaves, changes).map_err(|cause| self.sql("write to", cause))
+        rows: &TaskRows<'_>,
+    ) -> Result<Swept, StoreError> {
+        self.try_save(slaves, changes, rows).map_err(|cause| self.sql("write to", cause))
     }
 
     fn try_save<'a>(
         &mut self,
         slaves: &[StoredSlave],
         changes: impl IntoIterator<Item = &'a Change>,
-    ) -> Result<(), rusqlite::Error> {
+        rows: &TaskRows<'_>,
+    ) -> Result<Swept, rusqlite::Error> {
         let transaction = self.connection.transaction()?;
         slaves::save(&transaction, slaves)?;
         for change in changes {
             access::save(&transaction, change)?;
         }
-        transaction.commit()
+        let swept = tasks::save(&transaction, rows)?;
+        transaction.commit()?;
+        Ok(swept)
+    }
+
+    /// The same without tasks.
+    #[cfg(test)]
+    pub(crate) fn save<'a>(
+        &mut self,
+        slaves: &[StoredSlave],
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), StoreError> {
+        self.save_all(slaves, changes, &TaskRows::default()).map(drop)
+    }
+
+    /// Jobs that have not ended.
+    pub(crate) fn unended_jobs(&self) -> Result<Vec<JobId>, StoreError> {
+        tasks::unended(&self.connection).map_err(|error| self.unreadable(error))
+    }
+
+    /// A job, if it is there.
+    pub(crate) fn job(&self, job: JobId) -> Result<Option<WholeJob>, StoreError> {
+        let read = || -> Result<_, Unreadable> {
+            let found = tasks::job(&self.connection, job)?.zip(tasks::spec(&self.connection, job)?);
+            let Some((found, spec)) = found else { return Ok(None) };
+            Ok(Some((found, Arc::new(spec), tasks::tasks(&self.connection, job, 0, u32::MAX)?)))
+        };
+        read().map_err(|error| self.unreadable(error))
+    }
+
+    /// Whether a job is there.
+    pub(crate) fn has_job(&self, job: JobId) -> Result<bool, StoreError> {
+        tasks::has_job(&self.connection, job).map_err(|error| self.unreadable(error))
+    }
+
+    /// What is kept of slaves with regard to tasks.
+    pub(crate) fn task_nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
+        tasks::nodes(&self.connection).map_err(|error| self.unreadable(error))
+    }
+
+    /// Numbers to count on from.
+    pub(crate) fn totals(&self) -> Result<Totals, StoreError> {
+        tasks::totals(&self.connection).map_err(|error| self.unreadable(error))
+    }
+
+    /// What was answered when a job was submitted under this key, if one was.
+    pub(crate) fn answer(&self, key: &str) -> Result<Option<String>, StoreError> {
+        tasks::answer(&self.connection, key).map_err(|error| self.unreadable(error))
+    }
+
+    /// For those who only read, on threads of their own.
+    pub(crate) fn reader(&self) -> Reader {
+        Reader::new(self.path.clone())
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
@@ -148,20 +213,17 @@ impl Store {
     /// From now on nothing can be written, until [`Store::mend`].
     #[cfg(test)]
     pub(crate) fn break_down(&self) {
-        self.connection.execute_batch("ALTER TABLE slaves RENAME TO elsewhere").expect("the table is there");
+        self.connection.execute_batch("PRAGMA query_only = ON").expect("it can be set");
     }
 
     /// See [`Store::break_down`].
     #[cfg(test)]
     pub(crate) fn mend(&self) {
-        self.connection.execute_batch("ALTER TABLE elsewhere RENAME TO slaves").expect("the table was renamed");
+        self.connection.execute_batch("PRAGMA query_only = OFF").expect("it can be set");
     }
 
     fn unreadable(&self, error: Unreadable) -> StoreError {
-        match error {
-            Unreadable::Sql(cause) => self.sql("read", cause),
-            Unreadable::Damaged { row, problem } => StoreError::Damaged { path: self.path.clone(), row, problem },
-        }
+        error.of(&self.path)
     }
 
     fn sql(&self, action: &'static str, cause: rusqlite::Error) -> StoreError {
@@ -204,6 +266,15 @@ enum Unreadable {
 }
 
 impl Unreadable {
+    /// The same as an error of the store in this file.
+    fn of(self, path: &Path) -> StoreError {
+        let path = path.to_owned();
+        match self {
+            Unreadable::Sql(cause) => StoreError::Sql { action: "read", path, cause },
+            Unreadable::Damaged { row, problem } => StoreError::Damaged { path, row, problem },
+        }
+    }
+
     /// What cannot be read is part of this row.
     fn in_row(self, name: &str) -> Unreadable {
         use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};

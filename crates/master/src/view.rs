@@ -42,6 +42,7 @@ pub(crate) struct Slave {
     pub(crate) counters: SlaveCounters,
     pub(crate) pulse: Pulse,
     latest: Mutex<Latest>,
+    work: Mutex<SlaveWork>,
     details_unsaved: AtomicBool,
     removed: AtomicBool,
 }
@@ -55,6 +56,17 @@ pub(crate) struct Latest {
     pub(crate) session: Option<SessionId>,
     pub(crate) details: Option<Arc<Details>>,
     pub(crate) vitals: Option<Arc<Vitals>>,
+}
+
+/// What a slave has to do with tasks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SlaveWork {
+    /// How many tasks it runs at once; none while it is offline.
+    pub(crate) slots: Option<u32>,
+    /// How many attempts are with it.
+    pub(crate) open: usize,
+    /// Why it gets no tasks.
+    pub(crate) drain: Option<String>,
 }
 
 /// When a slave was last heard. The engine reads it when a deadline comes due, so that a message costs it nothing.
@@ -164,6 +176,7 @@ impl Slave {
             counters: SlaveCounters::default(),
             pulse: Pulse { heard: AtomicU64::new(0), report_from: AtomicU64::new(0) },
             latest: Mutex::new(latest),
+            work: Mutex::default(),
             details_unsaved: AtomicBool::new(false),
             removed: AtomicBool::new(false),
         }
@@ -211,6 +224,16 @@ impl Slave {
     /// From now on new details are news again: call this before the latest are read in order to save them.
     pub(crate) fn saving_details(&self) {
         self.details_unsaved.store(false, Ordering::SeqCst);
+    }
+
+    /// What it has to do with tasks, as the engine showed it last.
+    pub(crate) fn work(&self) -> SlaveWork {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// See [`Slave::work`].
+    pub(crate) fn set_work(&self, work: SlaveWork) {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
     }
 
     /// Takes new vitals.

@@ -12,22 +12,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use rpicluster_core::Moment;
-use rpicluster_protocol::{Details, Liveness, SessionId, SlaveId, Timestamp, Vitals};
+use rpicluster_protocol::{Details, Epoch, Liveness, SessionId, SlaveId, Timestamp, Vitals};
 use serde::Serialize;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::access::{Access, Labels};
+use crate::board::Board;
 use crate::clock;
 use crate::counters::{MasterCounters, MasterFigures, SlaveFigures};
+use crate::engine::Input;
 use crate::front::FrontView;
 use crate::health::Health;
 use crate::remote::RemotePage;
-use crate::view::{Latest, Slave, View};
+use crate::store::Reader;
+use crate::view::{Latest, Slave, SlaveWork, View};
 
 mod admin;
+mod body;
 mod guard;
+mod jobs;
+mod query;
 mod server;
 
 pub(crate) use guard::{Guard, Needs};
+pub(crate) use jobs::LONG_MAX as LONG_REQUESTS_MAX;
 pub(crate) use server::serve;
 
 /// What HTTP reads.
@@ -38,6 +46,13 @@ pub(crate) struct Site {
     pub(crate) counters: Arc<MasterCounters>,
     pub(crate) front: FrontView,
     pub(crate) started: Moment,
+    /// Weak: the engine ends when nobody can send to it.
+    pub(crate) engine: mpsc::WeakSender<Input>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) reader: Reader,
+    pub(crate) epoch: Epoch,
+    /// Places for long requests.
+    pub(crate) long_requests: Semaphore,
 }
 
 /// One slave as HTTP shows it.
@@ -56,6 +71,14 @@ struct SlavePage<'a> {
     details: Option<&'a Details>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vitals: Option<&'a Vitals>,
+    /// How many tasks it runs at once, while it is online.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slots: Option<u32>,
+    /// How many attempts are with it.
+    open_attempts: usize,
+    /// Why it gets no tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain: Option<String>,
     counters: SlaveFigures,
 }
 
@@ -105,7 +128,7 @@ pub(crate) fn router(site: Arc<Site>, guard: Arc<Guard>) -> Router {
     let guarded = |needs| axum::middleware::from_fn_with_state((guard.clone(), needs), guard::guard);
     Router::new()
         .merge(reading_router().layer(guarded(Needs::Reading)))
-        .merge(admin::router().layer(guarded(Needs::Token)))
+        .merge(admin::router().merge(jobs::router()).layer(guarded(Needs::Token)))
         .fallback(async |uri: Uri| error(StatusCode::NOT_FOUND, format!("there is no page {:?}", uri.path())))
         .method_not_allowed_fallback(async |method: Method| {
             error(StatusCode::METHOD_NOT_ALLOWED, format!("{method} means nothing on this page"))
@@ -171,10 +194,12 @@ fn with_latest(view: &View) -> Vec<(Arc<Slave>, Latest)> {
 }
 
 fn page<'a>(site: &Site, slave: &'a Slave, latest: &'a Latest) -> SlavePage<'a> {
-    let mut labels = latest.details.as_ref().map(|details| details.labels.clone()).unwrap_or_default();
-    labels.extend(site.access.labels(&slave.id));
+    let SlaveWork { slots, open, drain } = slave.work();
     SlavePage {
-        labels,
+        labels: labels(site, &slave.id, latest),
+        slots,
+        open_attempts: open,
+        drain,
         id: &slave.id,
         state: latest.state,
         since: latest.since,
@@ -184,6 +209,13 @@ fn page<'a>(site: &Site, slave: &'a Slave, latest: &'a Latest) -> SlavePage<'a> 
         vitals: latest.vitals.as_deref(),
         counters: slave.counters.figures(),
     }
+}
+
+/// What a slave says of itself, and what it was given, which wins.
+fn labels(site: &Site, id: &SlaveId, latest: &Latest) -> Labels {
+    let mut labels = latest.details.as_ref().map(|details| details.labels.clone()).unwrap_or_default();
+    labels.extend(site.access.labels(id));
+    labels
 }
 
 fn error(code: StatusCode, error: String) -> Response {

@@ -23,9 +23,6 @@ pub const MESSAGE_BYTES_MAX: usize = 48 * 1024;
 /// The broker's default limit on a whole MQTT packet.
 pub const PACKET_BYTES_MAX: usize = 64 * 1024;
 
-/// An encoded [`crate::JobRequest`], over HTTP: 100,000 inputs of 600 bytes.
-pub const JOB_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
 /// The longest piece of a peer's bytes that an error message or a log line repeats.
 pub const QUOTED_BYTES_MAX: usize = 120;
 
@@ -88,6 +85,21 @@ pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(300);
 pub const RESEND_MIN: Duration = Duration::from_secs(5);
 /// See [`RESEND_MIN`].
 pub const RESEND_MAX: Duration = Duration::from_secs(60);
+
+/// Most tasks of one job.
+pub const JOB_TASKS_MAX: u32 = 1_000_000;
+
+/// Most steps of one job.
+pub const JOB_STEPS_MAX: usize = 100;
+
+/// Longest body of a request that submits a job, in bytes: a million inputs of 60 bytes each.
+pub const JOB_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Most slots of one slave that are used, whatever it claims: each may hold an attempt.
+pub const SLOTS_MAX: u32 = 1_024;
+
+/// Most attempts in a slave's journal, all parts together.
+pub const JOURNAL_ATTEMPTS_MAX: usize = 20_000;
 
 const _: () = {
     assert!(SLAVE_ID_HOST_BYTES_MAX + 5 == SLAVE_ID_BYTES_MAX);

@@ -7,6 +7,8 @@ use rpicluster_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::render::{Circumstances, render};
+
 /// What a job does: what its user asked for, with targets resolved. Never changes once it was submitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -111,6 +113,12 @@ impl Step {
     pub fn tasks(&self) -> u32 {
         let tasks = self.inputs.as_ref().map_or(self.slaves.len(), Vec::len);
         u32::try_from(tasks).unwrap_or(u32::MAX)
+    }
+
+    /// What the task at that place within the step does on that slave, with everything filled in.
+    pub fn rendered(&self, place: u32, slave: &SlaveId) -> TaskSpec {
+        let input = self.inputs.as_ref().and_then(|inputs| inputs.get(place as usize)).map(String::as_str);
+        render(&self.spec, Circumstances { input, number: place + 1, slave })
     }
 }
 

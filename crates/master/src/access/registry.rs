@@ -57,6 +57,8 @@ pub(crate) enum Request {
     AddSlave { id: SlaveId, secret: Hash, labels: Labels, replace: bool },
     /// A slave is to be forgotten; one that is listed need not be enrolled.
     RemoveSlave { id: SlaveId, is_listed: bool },
+    /// Labels of an enrolled slave that are set, or taken away.
+    SetLabels { id: SlaveId, labels: BTreeMap<String, Option<String>> },
     /// A token of so many uses that lives so many seconds.
     CreateToken { secret: Hash, ttl: u64, uses: u32, slave: Option<SlaveId>, labels: Labels, replace: bool },
     /// A token is of no use any more.
@@ -177,6 +179,7 @@ impl Registry {
                 ends = Some(id.as_str().into());
                 vec![Change::SlaveRemoved(id)]
             }
+            Request::SetLabels { id, labels } => self.set_labels(&id, labels)?,
             Request::CreateToken { secret, ttl, uses, slave, labels, replace } => {
                 check_labels(&labels)?;
                 self.check_token(now, &secret, ttl, uses)?;
@@ -288,6 +291,23 @@ impl Registry {
         self.check_id(id, token.replace)?;
         let enrolment = Enrolment { id: id.clone(), secret, labels: token.labels.clone(), created: now };
         Ok(vec![Change::SlaveEnrolled(enrolment), Change::TokenSet(Token { uses_left, ..token.clone() })])
+    }
+
+    fn set_labels(&self, id: &SlaveId, labels: BTreeMap<String, Option<String>>) -> Result<Vec<Change>, Denial> {
+        let enrolment = self.enrolments.get(id);
+        let enrolment =
+            enrolment.ok_or_else(|| Denial::NotKnown { what: "the enrolment of slave", name: id.to_string() })?;
+        let mut changed = enrolment.labels.clone();
+        for (name, value) in labels {
+            match value {
+                Some(value) => changed.insert(name, value),
+                None => changed.remove(&name),
+            };
+        }
+        check_labels(&changed)?;
+        let is_new = changed != enrolment.labels;
+        let enrolment = Enrolment { labels: changed, ..enrolment.clone() };
+        Ok(is_new.then_some(Change::SlaveEnrolled(enrolment)).into_iter().collect())
     }
 
     /// Whether a machine may have this id that does not have it yet.

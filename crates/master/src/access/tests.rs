@@ -17,7 +17,9 @@ const REMOTE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 168, 1, 7));
 pub(crate) struct Bench {
     pub(crate) access: Access,
     pub(crate) view: Arc<View>,
-    inputs: mpsc::Sender<Input>,
+    pub(crate) inputs: mpsc::Sender<Input>,
+    /// Of its store.
+    pub(crate) reader: crate::store::Reader,
     /// A thread of its own: a test that panics does not wait for it.
     engine: std::thread::JoinHandle<Result<(), RunError>>,
     folder: TempDir,
@@ -35,6 +37,7 @@ impl Bench {
 
     fn open(folder: TempDir) -> Bench {
         let store = Store::open(folder.path()).unwrap();
+        let reader = store.reader();
         let changes = store.access().unwrap();
         let (inputs, receiver) = mpsc::channel(100);
         let view = Arc::new(View::new(100));
@@ -45,6 +48,7 @@ impl Bench {
             counters: Arc::default(),
             log: Arc::new(SharedLogLimit::new(100, Duration::from_secs(1))),
             commands: mpsc::channel(100).0,
+            desk: engine::tasks::tests::desk(&store).0,
         };
         let engine = Engine::new(Duration::from_secs(15), store, Vec::new(), surroundings, now);
         let engine = std::thread::spawn(move || engine.run(receiver));
@@ -56,7 +60,7 @@ impl Bench {
             is_external: false,
             slaves_max: 10,
         };
-        Bench { access: Access::new(surroundings, changes), view, inputs, engine, folder }
+        Bench { access: Access::new(surroundings, changes), view, inputs, reader, engine, folder }
     }
 
     /// Ends the engine, and opens everything anew.

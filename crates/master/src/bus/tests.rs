@@ -24,6 +24,7 @@ fn bench(slaves_max: usize, inputs_max: usize) -> Bench {
         engine: engine_sender,
         machine,
         publisher: FakePublisher::new().0,
+        output_room: Arc::new(tokio::sync::Semaphore::new(1_000)),
         log: SharedLogLimit::new(10, Duration::from_secs(1)),
     };
     let health = Arc::new(Health::new(Moment::default(), Arc::new(Hearing::here())));

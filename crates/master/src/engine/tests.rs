@@ -45,12 +45,14 @@ impl Bench {
         let view = Arc::new(View::new(100));
         let health = Arc::new(Health::new(now, Arc::new(Hearing::here())));
         let (sender, commands) = mpsc::channel(commands_max);
+        let (desk, _, _) = super::tasks::tests::desk(&store);
         let surroundings = Surroundings {
             view: view.clone(),
             health: health.clone(),
             counters: Arc::default(),
             log: Arc::new(SharedLogLimit::new(1_000, Duration::from_secs(1))),
             commands: sender,
+            desk,
         };
         let records = slaves.into_iter().map(|slave| slave.record).collect();
         let engine = Engine::new(TIMEOUT, store, records, surroundings, now);

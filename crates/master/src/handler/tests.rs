@@ -41,6 +41,7 @@ impl Bench {
             engine: engine_sender,
             machine,
             publisher: publisher.clone(),
+            output_room: Arc::new(Semaphore::new(OUTPUT_ROOM_BYTES)),
             log: SharedLogLimit::new(10, Duration::from_secs(1)),
         };
         let handler = Handler::new(slave.clone(), mailbox.clone(), Arc::new(world));

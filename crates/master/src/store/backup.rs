@@ -7,15 +7,6 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{STORE_FILE, Store, StoreError, known_version};
 
-/// The third version of the schema.
-pub(super) const SCHEMA: &str = "
-    CREATE TABLE meta (
-        one INTEGER PRIMARY KEY CHECK (one = 1),  -- there is one row
-        epoch INTEGER NOT NULL                    -- 64 random bits, others in every restored store
-    ) STRICT;
-    INSERT INTO meta (one, epoch) VALUES (1, random());
-    PRAGMA user_version = 3;";
-
 /// How long a snapshot waits for a master that is just recovering its store after a crash.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -42,15 +33,6 @@ pub(crate) fn snapshot(folder: &Path, to: &Path) -> Result<(), StoreError> {
 }
 
 impl Store {
-    /// What tells this store from every other, also from the one of whose backup it was made: what was begun under another
-    /// epoch does not concern it.
-    #[allow(dead_code, reason = "tasks, which it is for, are not here yet")]
-    pub(crate) fn epoch(&self) -> Result<u64, StoreError> {
-        let read = |cause| self.sql("read", cause);
-        let epoch: i64 = self.connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0)).map_err(read)?;
-        Ok(epoch.cast_unsigned())
-    }
-
     /// Makes of a backup's store one to go on with: of another epoch, and without tokens for joining, which may have been
     /// used since. It is then one whole file.
     pub(crate) fn begin_anew(&self) -> Result<(), StoreError> {

@@ -201,7 +201,7 @@ fn a_store_of_the_first_version_is_brought_forward_with_all_it_holds() {
     let store = Store::open(folder.path()).unwrap();
     assert_eq!(store.access().unwrap(), access());
     let version: i64 = store.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 3);
+    assert_eq!(version, 4);
 }
 
 #[test]

@@ -43,16 +43,16 @@ pub(super) fn router() -> Router<Arc<Site>> {
 }
 
 /// A request's body, or the answer to one that is not understood.
-type Body<T> = Result<Json<T>, JsonRejection>;
+pub(super) type Body<T> = Result<Json<T>, JsonRejection>;
 
 /// The last part of a path, likewise.
-type Last = Result<Path<String>, PathRejection>;
+pub(super) type Last = Result<Path<String>, PathRejection>;
 
 /// What a page answers; a refusal is an answer too.
-type Answer = Result<Response, Refused>;
+pub(super) type Answer = Result<Response, Refused>;
 
 /// Why something is not done.
-struct Refused(StatusCode, String);
+pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -275,12 +275,12 @@ fn unknown(what: &'static str, name: &str) -> Refused {
     Denial::NotKnown { what, name: format!("{name:?}") }.into()
 }
 
-fn last(path: Last) -> Result<String, Refused> {
+pub(super) fn last(path: Last) -> Result<String, Refused> {
     let not_text = |_| Refused(StatusCode::BAD_REQUEST, String::from("the name in the path is not UTF-8"));
     path.map(|Path(text)| text).map_err(not_text)
 }
 
-fn read<T>(body: Body<T>) -> Result<T, Refused> {
+pub(super) fn read<T>(body: Body<T>) -> Result<T, Refused> {
     body.map(|Json(body)| body).map_err(|rejection| {
         let code = match rejection.status() {
             // JSON of another shape is as bad a request as what is no JSON.

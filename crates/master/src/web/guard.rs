@@ -37,21 +37,28 @@ pub(crate) struct Guard {
     names: BTreeSet<String>,
     /// Whether this machine may read without a token.
     open: bool,
-    /// Whether a text is a token of the API.
-    is_token: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Whose token of the API a text is.
+    owner: Box<Owner>,
 }
+
+type Owner = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+/// Who asks: the name of the token that was shown.
+#[derive(Debug, Clone)]
+pub(crate) struct Requester(pub(crate) String);
 
 impl Guard {
     pub(crate) fn new(
         names: impl IntoIterator<Item = String>,
         open: bool,
-        is_token: impl Fn(&str) -> bool + Send + Sync + 'static,
+        owner: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> Guard {
         let names = names.into_iter().map(|name| name.to_ascii_lowercase()).collect();
-        Guard { names, open, is_token: Box::new(is_token) }
+        Guard { names, open, owner: Box::new(owner) }
     }
 
-    fn check(&self, peer: IpAddr, needs: Needs, headers: &HeaderMap) -> Result<(), Refusal> {
+    /// Who asks, where that is known.
+    fn check(&self, peer: IpAddr, needs: Needs, headers: &HeaderMap) -> Result<Option<Requester>, Refusal> {
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         if !self.is_ours(host) {
             return Err(Refusal::Host(host.to_owned()));
@@ -66,9 +73,11 @@ impl Guard {
         let token =
             token.and_then(|value| value.split_once(' ').filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")));
         match token {
-            Some((_, token)) if (self.is_token)(token.trim()) => Ok(()),
-            Some(_) => Err(Refusal::WrongToken),
-            None if open => Ok(()),
+            Some((_, token)) => match (self.owner)(token.trim()) {
+                Some(owner) => Ok(Some(Requester(owner))),
+                None => Err(Refusal::WrongToken),
+            },
+            None if open => Ok(None),
             None => Err(Refusal::NoToken),
         }
     }
@@ -127,11 +136,20 @@ fn unauthorized(problem: &str) -> Response {
 }
 
 /// The layer for pages of one kind.
-pub(crate) async fn guard(State((guard, needs)): State<(Arc<Guard>, Needs)>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(
+    State((guard, needs)): State<(Arc<Guard>, Needs)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     // Without a peer, which is no request of `web::server`, nothing is open.
     let peer = request.extensions().get::<Peer>().map_or(IpAddr::from([0; 4]), |Peer(peer)| peer.ip());
     match guard.check(peer, needs, request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(requester) => {
+            if let Some(requester) = requester {
+                request.extensions_mut().insert(requester);
+            }
+            next.run(request).await
+        }
         Err(refusal) => refusal.answer(),
     }
 }
@@ -148,8 +166,14 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
     }
 
+    /// What a check comes to, and whoever asks.
+    fn check(guard: &Guard, peer: IpAddr, needs: Needs, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+        guard.check(peer, needs, headers).map(|requester| requester.map(|Requester(name)| name))
+    }
+
     fn guard() -> Guard {
-        Guard::new(["Head".to_owned(), "head.local".to_owned()], true, |token| token == "right")
+        let names = ["Head".to_owned(), "head.local".to_owned()];
+        Guard::new(names, true, |token| (token == "right").then(|| "owner".to_owned()))
     }
 
     #[test]
@@ -166,36 +190,36 @@ mod tests {
             (ELSEWHERE, Needs::Reading, false),
             (ELSEWHERE, Needs::Token, false),
         ] {
-            let without = if open { Ok(()) } else { Err(Refusal::NoToken) };
-            assert_eq!(guard().check(peer, needs, &bare), without, "{peer} {needs:?}");
-            assert_eq!(guard().check(peer, needs, &basic), without, "{peer} {needs:?}");
-            assert_eq!(guard().check(peer, needs, &right), Ok(()));
-            assert_eq!(guard().check(peer, needs, &wrong), Err(Refusal::WrongToken));
+            let without = if open { Ok(None) } else { Err(Refusal::NoToken) };
+            assert_eq!(check(&guard(), peer, needs, &bare), without, "{peer} {needs:?}");
+            assert_eq!(check(&guard(), peer, needs, &basic), without, "{peer} {needs:?}");
+            assert_eq!(check(&guard(), peer, needs, &right), Ok(Some("owner".to_owned())));
+            assert_eq!(check(&guard(), peer, needs, &wrong), Err(Refusal::WrongToken));
         }
         let closed = Guard { open: false, ..guard() };
-        assert_eq!(closed.check(HERE, Needs::Reading, &bare), Err(Refusal::NoToken));
+        assert_eq!(check(&closed, HERE, Needs::Reading, &bare), Err(Refusal::NoToken));
     }
 
     #[test]
     fn a_name_that_is_not_ours_may_be_anybodys() {
-        let check = |host: &str| guard().check(HERE, Needs::Reading, &headers(&[(HOST, host)]));
+        let check_host = |host: &str| check(&guard(), HERE, Needs::Reading, &headers(&[(HOST, host)]));
         for ours in ["127.0.0.1", "10.1.2.3:8080", "[::1]:8080", "[fd00::1]", "HEAD", "head.local.:8080"] {
-            assert_eq!(check(ours), Ok(()), "{ours}");
+            assert_eq!(check_host(ours), Ok(None), "{ours}");
         }
         for other in ["evil.example:8080", "", "head.local.evil.example", "a b", "127.0.0.1.evil.example"] {
-            assert_eq!(check(other), Err(Refusal::Host(other.into())), "{other}");
+            assert_eq!(check_host(other), Err(Refusal::Host(other.into())), "{other}");
         }
-        assert_eq!(guard().check(HERE, Needs::Reading, &HeaderMap::new()), Err(Refusal::Host(String::new())));
+        assert_eq!(check(&guard(), HERE, Needs::Reading, &HeaderMap::new()), Err(Refusal::Host(String::new())));
     }
 
     #[test]
     fn pages_of_other_servers_are_refused() {
-        let check =
-            |origin: &str| guard().check(HERE, Needs::Reading, &headers(&[(HOST, "head:8080"), (ORIGIN, origin)]));
-        assert_eq!(check("http://head:8080"), Ok(()));
-        assert_eq!(check("https://HEAD:8080"), Ok(()));
+        let check_origin =
+            |origin: &str| check(&guard(), HERE, Needs::Reading, &headers(&[(HOST, "head:8080"), (ORIGIN, origin)]));
+        assert_eq!(check_origin("http://head:8080"), Ok(None));
+        assert_eq!(check_origin("https://HEAD:8080"), Ok(None));
         for other in ["http://evil.example", "http://head", "null", "http://head:8081", "head:8080"] {
-            assert_eq!(check(other), Err(Refusal::Origin), "{other}");
+            assert_eq!(check_origin(other), Err(Refusal::Origin), "{other}");
         }
     }
 }

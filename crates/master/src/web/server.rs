@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
 use crate::tasks::RunError;
+use crate::web::body::Lifeline;
 use crate::web::guard::Peer;
 
 /// How many connections are served at once; further ones wait to be accepted.
@@ -121,8 +122,11 @@ async fn connection(
     mut stop: watch::Receiver<bool>,
 ) {
     let router = TowerToHyperService::new(router);
+    let lifeline = Lifeline::default();
+    let of_requests = lifeline.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(of_requests.clone());
         router.call(request)
     });
     let mut serving = std::pin::pin!(
@@ -132,12 +136,18 @@ async fn connection(
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service)
     );
-    let limit = tokio::time::sleep(CONNECTION_TIME_MAX);
+    let mut limit = CONNECTION_TIME_MAX;
     // How a connection ends is the client's business.
-    tokio::select! {
-        _ = serving.as_mut() => return,
-        () = limit => return,
-        _ = stop.wait_for(|stop| *stop) => {}
+    loop {
+        tokio::select! {
+            _ = serving.as_mut() => return,
+            // An answer that is streamed takes as long as it takes, if only it goes on.
+            () = tokio::time::sleep(limit) => match lifeline.left(CONNECTION_TIME_MAX) {
+                Some(left) => limit = left,
+                None => return,
+            },
+            _ = stop.wait_for(|stop| *stop) => break,
+        }
     }
     serving.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(STOP_TIME_MAX, serving).await;

@@ -30,8 +30,14 @@ async fn server() -> Server {
             addresses: vec![("local".into(), ([127, 0, 0, 1], 1883).into())],
         },
         started: now,
+        engine: bench.inputs.downgrade(),
+        board: Arc::default(),
+        reader: bench.reader.clone(),
+        epoch: Epoch(1),
+        long_requests: Semaphore::new(LONG_REQUESTS_MAX),
     });
-    let guard = Arc::new(Guard::new(["localhost".to_owned()], true, |token| token == "token"));
+    let guard =
+        Arc::new(Guard::new(["localhost".to_owned()], true, |token| (token == "token").then(|| "tester".to_owned())));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);

@@ -1,8 +1,9 @@
 //! A master on free ports, and an MQTT client that collects what it gets.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rpicluster_broker::{BrokerConfig, Listener};
@@ -21,6 +22,7 @@ pub(crate) struct TestMaster {
     pub(crate) mqtt: SocketAddr,
     pub(crate) http: SocketAddr,
     token: String,
+    lock: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), RunError>>,
 }
@@ -49,6 +51,7 @@ impl TestMaster {
     }
 
     pub(crate) async fn start_with(settings: Settings) -> TestMaster {
+        let lock = settings.master.state_dir.join("master.lock");
         let token_file = rpicluster_master::local_token_file(&settings.master.state_dir);
         let master = Master::bind(settings).await.unwrap();
         let token = std::fs::read_to_string(token_file).unwrap().trim().to_owned();
@@ -56,13 +59,29 @@ impl TestMaster {
             (master.mqtt_addresses()[0].1, master.http_url().rsplit('/').next().unwrap().parse().unwrap());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(master.run(async { drop(stopped.await) }));
-        TestMaster { mqtt, http, token, stop: Some(stop), task }
+        TestMaster { mqtt, http, token, lock, stop: Some(stop), task }
     }
 
     /// A clean stop.
     pub(crate) async fn stop(mut self) {
         drop(self.stop.take());
         self.task.await.unwrap().unwrap();
+    }
+
+    /// An end without any goodbye. Returns when another master can have the folder.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+        let end = tokio::time::Instant::now() + PATIENCE;
+        while File::open(&self.lock).unwrap().try_lock().is_err() {
+            assert!(tokio::time::Instant::now() < end, "the store is not given up");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The token of this machine.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {

@@ -44,12 +44,12 @@ fn read(path: &Path) -> Result<String, Failure> {
     let failed = |problem: String| Failure::new(Exit::Failed, format!("{}: {problem}", path.display()));
     let mut text = String::new();
     let read = if path == Path::new("-") {
-        io::stdin().take(JOB_BYTES_MAX + 1).read_to_string(&mut text)
+        io::stdin().take(JOB_BYTES_MAX as u64 + 1).read_to_string(&mut text)
     } else {
-        File::open(path).and_then(|file| file.take(JOB_BYTES_MAX + 1).read_to_string(&mut text))
+        File::open(path).and_then(|file| file.take(JOB_BYTES_MAX as u64 + 1).read_to_string(&mut text))
     };
     match read {
-        Ok(size) if size as u64 > JOB_BYTES_MAX => Err(failed(format!("has more than {JOB_BYTES_MAX} bytes"))),
+        Ok(size) if size > JOB_BYTES_MAX => Err(failed(format!("has more than {JOB_BYTES_MAX} bytes"))),
         Ok(_) => Ok(text),
         Err(error) => Err(failed(error.to_string())),
     }

@@ -87,7 +87,7 @@ fn shell_word(word: &str) -> String {
 /// If it cannot be read, is no text, or is more than the master takes.
 pub(super) fn lines(text: impl Read) -> io::Result<Vec<String>> {
     let mut whole = String::new();
-    if text.take(JOB_BYTES_MAX + 1).read_to_string(&mut whole)? as u64 > JOB_BYTES_MAX {
+    if text.take(JOB_BYTES_MAX as u64 + 1).read_to_string(&mut whole)? > JOB_BYTES_MAX {
         return Err(io::Error::other(format!("has more than {JOB_BYTES_MAX} bytes: make several jobs of it")));
     }
     Ok(whole.lines().map(str::to_owned).collect())
