@@ -577,3 +577,28 @@ fn who_drops_its_mark_its_session_and_its_parents_does_not_outlive_the_last_task
     assert_eq!(bench.end(1).outcome(), "succeeded");
     wait_until("the escaped process is ended", || !is_running(pid));
 }
+
+#[test]
+fn agent_and_supervisor_killed_together_leave_nothing_that_the_next_agent_does_not_end() {
+    let mut bench = Bench::start("");
+    let files = [bench.file("marked"), bench.file("escaped")];
+    let [marked, escaped] = files.each_ref().map(|file| file.display());
+    bench.shell(1, &format!(
+        "setsid env -i sh -c 'echo $$ > {escaped}; exec sleep 600' & setsid sh -c 'echo $$ > {marked}; exec sleep 600' & sleep 600"
+    ));
+    let [marked, escaped] = files.map(|file| noted_pid(&file));
+    bench.event("task_started", 1);
+    let supervisor = descendants(bench.slave.pid())[0];
+    let in_cgroup = fs::read_to_string(format!("/proc/{supervisor}/cgroup")).unwrap().contains("/rpicluster-");
+    bench.slave.signal(Signal::STOP);
+    rustix::process::kill_process(rustix::process::Pid::from_raw(supervisor as i32).unwrap(), Signal::KILL).unwrap();
+    let journal = bench.kill_and_restart();
+    assert_eq!((&journal[0]["outcome"], &journal[0]["reason"]), (&json!("lost"), &json!("agent crashed")));
+    assert!(!is_running(marked));
+    // Without a mark only the cgroup holds it, where there is one.
+    if in_cgroup {
+        assert!(!is_running(escaped));
+    } else {
+        rustix::process::kill_process(rustix::process::Pid::from_raw(escaped as i32).unwrap(), Signal::KILL).unwrap();
+    }
+}
