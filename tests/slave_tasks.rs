@@ -1,203 +1,13 @@
-use std::collections::HashMap;
+mod bench;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::json;
 
-use crate::harness::mosquitto::Broker;
-use crate::harness::mqtt::{Client, Message};
-use crate::harness::{PATIENCE, Place, Process, descendants, is_running, rpicluster, wait_until};
-
-const EPOCH: &str = "5f1d7a3b9c2e4f60";
-const COMMAND: &str = "rpicluster/to/pi-1/command";
-
-/// A slave, its broker, and the test in the master's place.
-struct Bench {
-    broker: Broker,
-    master: Client,
-    slave: Process,
-    folder: TempDir,
-    session: String,
-    heard: Vec<(String, Value)>,
-}
-
-impl Bench {
-    fn start(settings: &str) -> Bench {
-        let broker = Broker::start();
-        let folder = tempfile::tempdir().unwrap();
-        let config = format!(
-            "[cluster]\nbroker = \"mqtt://{}\"\n[slave]\nid = \"pi-1\"\nslots = 8\nstate_dir = {:?}\n[slave.tasks]\n{settings}\n",
-            broker.mqtt.address,
-            folder.path().join("state")
-        );
-        fs::write(folder.path().join("rpicluster.toml"), config).unwrap();
-        let mut master = Client::connect(broker.mqtt, "master", None).unwrap();
-        master.subscribe("rpicluster/from/pi-1/#").unwrap();
-        let slave = spawn(folder.path());
-        let mut bench = Bench { broker, master, slave, folder, session: String::new(), heard: Vec::new() };
-        bench.greet();
-        bench
-    }
-
-    /// Waits for a session of the slave to begin; returns the attempts of its journal.
-    fn greet(&mut self) -> Vec<Value> {
-        loop {
-            let (kind, payload) = self.hear();
-            match kind.as_str() {
-                "state" if payload["state"] == "online" => {
-                    self.session = payload["session"].as_str().unwrap().to_owned()
-                }
-                "task_journal" if payload["session"] == self.session.as_str() => {
-                    return payload["attempts"].as_array().unwrap().clone();
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The next message of the slave, taken apart: arrays one by one.
-    fn hear(&mut self) -> (String, Value) {
-        while self.heard.is_empty() {
-            let Message { payload, .. } = self.master.next(PATIENCE).unwrap().expect("nothing more is heard");
-            let mut message: Value = serde_json::from_slice(&payload).unwrap();
-            let kind = message["type"].as_str().unwrap().to_owned();
-            match message["payload"].take() {
-                Value::Array(all) => self.heard.extend(all.into_iter().map(|one| (kind.clone(), one))),
-                one => self.heard.push((kind, one)),
-            }
-        }
-        self.heard.remove(0)
-    }
-
-    fn tell(&mut self, kind: &str, payload: Value) {
-        let message = json!({ "type": kind, "payload": payload }).to_string();
-        self.master.publish(COMMAND, message.as_bytes(), false).unwrap();
-    }
-
-    fn offer(&mut self, index: u32, work: Value) {
-        let offer = self.an_offer(index, work);
-        self.tell("task_offer", offer);
-    }
-
-    fn an_offer(&self, index: u32, work: Value) -> Value {
-        let mut offer = json!({
-            "task": format!("1.{index}"), "attempt": 1, "epoch": EPOCH, "session": self.session, "lease_ms": 600_000,
-        });
-        offer.as_object_mut().unwrap().extend(work.as_object().unwrap().clone());
-        offer
-    }
-
-    fn shell(&mut self, index: u32, script: &str) {
-        self.offer(index, json!({ "kind": "exec", "argv": ["sh", "-c", script] }));
-    }
-
-    fn cancel(&mut self, index: u32) {
-        self.tell("task_cancel", json!({ "task": format!("1.{index}"), "attempt": 1, "epoch": EPOCH }));
-    }
-
-    fn ack(&mut self, index: u32, seq: u64, stdout: u64, stderr: u64) {
-        self.tell("task_ack", json!({
-            "task": format!("1.{index}"), "attempt": 1, "epoch": EPOCH, "seq": seq, "stdout": stdout, "stderr": stderr,
-        }));
-    }
-
-    /// Waits for an event of a task.
-    fn event(&mut self, kind: &str, index: u32) -> Value {
-        let task = format!("1.{index}");
-        loop {
-            let (heard, payload) = self.hear();
-            if heard == kind && payload["task"] == task.as_str() {
-                return payload;
-            }
-        }
-    }
-
-    /// Waits for the end of a task and all its output, which is acknowledged as it comes.
-    fn end(&mut self, index: u32) -> End {
-        let task = format!("1.{index}");
-        let mut end: Option<Value> = None;
-        let mut output: HashMap<String, Vec<u8>> = HashMap::new();
-        loop {
-            if let Some(event) = &end {
-                let length = |stream: &str| output.get(stream).map_or(0, |bytes| bytes.len() as u64);
-                if ["stdout", "stderr"].iter().all(|stream| length(stream) >= event[*stream].as_u64().unwrap()) {
-                    let (seq, out, err) = (event["seq"].as_u64().unwrap(), length("stdout"), length("stderr"));
-                    self.ack(index, seq, out, err);
-                    let mut take = |stream: &str| output.remove(stream).unwrap_or_default();
-                    return End { out: take("stdout"), err: take("stderr"), event: end.unwrap() };
-                }
-            }
-            let (kind, payload) = self.hear();
-            if payload["task"] != task.as_str() {
-                continue;
-            }
-            match kind.as_str() {
-                "task_finished" => end = Some(payload),
-                "task_rejected" => panic!("rejected: {payload}"),
-                "task_output" => {
-                    let stream = output.entry(payload["stream"].as_str().unwrap().to_owned()).or_default();
-                    let offset = payload["offset"].as_u64().unwrap() as usize;
-                    let text = payload["data"].as_str().unwrap();
-                    let data = match payload["base64"].as_bool() {
-                        Some(true) => BASE64_STANDARD.decode(text).unwrap(),
-                        _ => text.as_bytes().to_vec(),
-                    };
-                    assert!(offset <= stream.len(), "a gap before {offset}");
-                    if offset == stream.len() {
-                        stream.extend(data);
-                    }
-                    let length = |stream: &str| output.get(stream).map_or(0, |bytes| bytes.len() as u64);
-                    let (out, err) = (length("stdout"), length("stderr"));
-                    self.ack(index, 1, out, err);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn kill_and_restart(&mut self) -> Vec<Value> {
-        self.slave.kill();
-        self.slave = spawn(self.folder.path());
-        self.heard.clear();
-        self.greet()
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-}
-
-struct End {
-    event: Value,
-    out: Vec<u8>,
-    err: Vec<u8>,
-}
-
-impl End {
-    fn outcome(&self) -> &str {
-        self.event["outcome"].as_str().unwrap()
-    }
-
-    fn out(&self) -> &str {
-        std::str::from_utf8(&self.out).unwrap()
-    }
-}
-
-fn spawn(folder: &Path) -> Process {
-    let mut command = rpicluster(&Place::Here);
-    command.args(["slave", "--config"]).arg(folder.join("rpicluster.toml"));
-    Process::start("slave", command)
-}
-
-/// The process whose number a task has written into a file.
-fn noted_pid(file: &Path) -> u32 {
-    wait_until("a task writes its number", || fs::read_to_string(file).is_ok_and(|text| text.ends_with('\n')));
-    fs::read_to_string(file).unwrap().trim().parse().unwrap()
-}
+use crate::harness::{descendants, is_running, wait_until};
+use bench::{Bench, noted_pid, spawn};
 
 #[test]
 fn what_a_command_writes_and_how_it_ends_is_told_byte_for_byte() {
@@ -500,7 +310,6 @@ fn a_task_runs_as_another_user_with_its_groups_if_the_policy_allows_it() {
     } else {
         assert_eq!(bench.end(1).event["exit_code"], 126);
     }
-    let _ = &bench.broker;
 }
 
 fn examples() -> String {
@@ -576,4 +385,56 @@ fn who_drops_its_mark_its_session_and_its_parents_does_not_outlive_the_last_task
     let pid = noted_pid(&file);
     assert_eq!(bench.end(1).outcome(), "succeeded");
     wait_until("the escaped process is ended", || !is_running(pid));
+}
+
+#[test]
+fn agent_and_supervisor_killed_together_leave_nothing_that_the_next_agent_does_not_end() {
+    let mut bench = Bench::start("");
+    let files = [bench.file("marked"), bench.file("escaped")];
+    let [marked, escaped] = files.each_ref().map(|file| file.display());
+    bench.shell(1, &format!(
+        "setsid env -i sh -c 'echo $$ > {escaped}; exec sleep 600' & setsid sh -c 'echo $$ > {marked}; exec sleep 600' & sleep 600"
+    ));
+    let [marked, escaped] = files.map(|file| noted_pid(&file));
+    bench.event("task_started", 1);
+    let supervisor = descendants(bench.slave.pid())[0];
+    let in_cgroup = fs::read_to_string(format!("/proc/{supervisor}/cgroup")).unwrap().contains("/rpicluster-");
+    bench.slave.signal(Signal::STOP);
+    rustix::process::kill_process(rustix::process::Pid::from_raw(supervisor as i32).unwrap(), Signal::KILL).unwrap();
+    let journal = bench.kill_and_restart();
+    assert_eq!((&journal[0]["outcome"], &journal[0]["reason"]), (&json!("lost"), &json!("agent crashed")));
+    assert!(!is_running(marked));
+    // Without a mark only the cgroup holds it, where there is one.
+    if in_cgroup {
+        assert!(!is_running(escaped));
+    } else {
+        rustix::process::kill_process(rustix::process::Pid::from_raw(escaped as i32).unwrap(), Signal::KILL).unwrap();
+    }
+}
+
+#[test]
+fn whenever_the_agent_is_killed_its_journal_tells_what_ran() {
+    let mut bench = Bench::start("");
+    let mut random = fastrand::Rng::with_seed(5);
+    for round in 0..10 {
+        let indexes: Vec<u32> = (round * 8..round * 8 + 8).collect();
+        let lines: Vec<PathBuf> = indexes.iter().map(|index| bench.file(&format!("lines-{index}"))).collect();
+        for (index, file) in indexes.iter().zip(&lines) {
+            bench.shell(*index, &format!("echo run >> {}", file.display()));
+        }
+        for _ in 0..random.u32(0..8) {
+            bench.hear();
+        }
+        let journal = bench.kill_and_restart();
+        for (index, file) in indexes.iter().zip(&lines) {
+            let ran = fs::read_to_string(file).unwrap_or_default();
+            let held = journal.iter().find(|attempt| attempt["task"] == format!("1.{index}").as_str());
+            match held.map(|held| (held["event"].as_str().unwrap(), held["outcome"].as_str().unwrap_or_default())) {
+                None => assert_eq!(ran, "", "it ran, and the journal does not know"),
+                Some(("finished", "succeeded")) => assert_eq!(ran, "run\n"),
+                Some(("finished", "lost")) => assert!(ran.is_empty() || ran == "run\n", "{ran}"),
+                other => panic!("1.{index}: {other:?}"),
+            }
+        }
+    }
 }

@@ -19,9 +19,11 @@ pub(crate) mod wire;
 mod worker;
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rpicluster_core::Moment;
@@ -110,6 +112,7 @@ struct Supervisor {
     spool: Spool,
     /// The agent's mark.
     agent: String,
+    cgroup: Option<PathBuf>,
     processes: HashMap<u64, Process>,
     numbers: HashMap<AttemptKey, u64>,
     pools: HashMap<String, Pool>,
@@ -138,8 +141,9 @@ impl Supervisor {
             frames: Frames::default(),
             unsent: Vec::new(),
             grace: rpicluster_protocol::limits::KILL_GRACE,
-            spool: Spool::new(std::path::PathBuf::new(), 0),
+            spool: Spool::new(PathBuf::new(), 0),
             agent: String::new(),
+            cgroup: None,
             processes: HashMap::new(),
             numbers: HashMap::new(),
             pools: HashMap::new(),
@@ -168,8 +172,18 @@ impl Supervisor {
             self.flush();
             if self.agent_gone && self.processes.is_empty() {
                 self.kill_strays(&[]);
+                self.leave_cgroup();
                 return Ok(());
             }
+        }
+    }
+
+    /// Nothing but this is in it; what cannot be removed is used again by the agent's next life.
+    fn leave_cgroup(&self) {
+        if let Some(cgroup) = &self.cgroup
+            && let Some(parent) = cgroup.parent()
+        {
+            let _ = fs::write(parent.join("cgroup.procs"), "0").and_then(|()| fs::remove_dir(cgroup));
         }
     }
 
@@ -240,8 +254,9 @@ impl Supervisor {
             Order::Begin(setup) => {
                 if let Some(cgroup) = &setup.cgroup {
                     // Without it there are the marks.
-                    let _ = std::fs::write(cgroup.join("cgroup.procs"), "0");
+                    let _ = fs::write(cgroup.join("cgroup.procs"), "0");
                 }
+                self.cgroup = setup.cgroup;
                 self.spool = Spool::new(setup.spool, setup.spool_max.saturating_sub(setup.spool_used));
                 self.grace = Duration::from_millis(setup.grace_ms);
                 self.agent = setup.agent;

@@ -103,7 +103,7 @@ impl Tasks {
             ensure_private_folder(folder)?;
         }
         let mark = mark(&fs::metadata(&folder).map_err(|cause| failed("read", &folder, cause))?);
-        let cgroup = runner::make_cgroup(&mark);
+        let cgroup = runner::cgroup_path(&mark);
         runner::kill_marked(&mark, cgroup.as_deref());
         empty(&work);
 
@@ -121,7 +121,7 @@ impl Tasks {
             spool_max: config.tasks.spool_bytes_max,
             spool_used: 0,
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
-            cgroup: cgroup.clone(),
+            cgroup,
         };
         let policy = Policy::new(config.tasks.clone(), slave, mark, work, config.slots());
         let engine = Engine::new(

@@ -20,7 +20,7 @@ use super::Spoken;
 use super::file::JournalFile;
 use super::output::Outputs;
 use super::policy::{Admitted, Policy, answer};
-use super::runner::{Runner, SupervisorCommand, kill_marked};
+use super::runner::{Runner, SupervisorCommand, kill_marked, make_cgroup};
 use super::speech::Speech;
 use crate::supervisor::spool_path;
 use crate::supervisor::wire::{Cause, Ended, Order, Report, Setup};
@@ -115,7 +115,9 @@ impl Engine {
     /// Starts the supervisor when it is needed: a slave that runs nothing has none.
     fn start_runner(&mut self) -> io::Result<()> {
         self.generation += 1;
-        let setup = Setup { spool_used: spool_used(&self.ways.spool), ..self.ways.setup.clone() };
+        let setup = self.ways.setup.clone();
+        let cgroup = setup.cgroup.filter(|cgroup| make_cgroup(cgroup));
+        let setup = Setup { spool_used: spool_used(&self.ways.spool), cgroup, ..setup };
         let inputs = self.ways.inputs.clone();
         self.runner = Some(Runner::start(&self.ways.supervisor, setup, self.generation, inputs)?);
         Ok(())

@@ -131,19 +131,20 @@ pub(crate) fn kill_marked(mark: &str, cgroup: Option<&Path>) {
     }
 }
 
-/// A cgroup (v2) for the supervisor and all that it starts, where this process may make one: below its own.
-pub(crate) fn make_cgroup(mark: &str) -> Option<PathBuf> {
+/// Where the cgroup (v2) of the supervisor and all that it starts belongs, if there is such a thing: below this process's own.
+pub(crate) fn cgroup_path(mark: &str) -> Option<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let mount = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        .into_iter()
-        .map(Path::new)
-        .find(|mount| mount.join("cgroup.subtree_control").exists() || mount.join("cgroup.controllers").exists())?;
-    let parent = mount.join(own);
-    // An agent that was started by a task of another one is in that one's.
-    let folder = parent.join(format!("rpicluster-{mark}"));
-    match fs::create_dir(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => None,
-        _ => folder.join("cgroup.kill").exists().then_some(folder),
-    }
+    let mount = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().map(Path::new);
+    let mount = mount.into_iter().find(|mount| mount.join("cgroup.controllers").exists())?;
+    Some(mount.join(own).join(format!("rpicluster-{mark}")))
+}
+
+/// Makes it, where this process may and all in it can be killed at once. The supervisor enters it, and removes it at its end.
+pub(crate) fn make_cgroup(folder: &Path) -> bool {
+    let made = match fs::create_dir(folder) {
+        Err(error) => error.kind() == io::ErrorKind::AlreadyExists,
+        Ok(()) => true,
+    };
+    made && folder.join("cgroup.kill").exists()
 }
