@@ -172,7 +172,9 @@ impl Watch {
 
 /// When each question was asked and how long its answer took; `None` for one that never came.
 #[derive(Debug, Default, Clone)]
-struct Replies(Arc<Mutex<Vec<(Instant, Option<Duration>)>>>);
+struct Replies(Arc<Mutex<Vec<Reply>>>);
+
+type Reply = (Instant, Option<Duration>);
 
 impl Replies {
     fn note(&self, asked: Instant, took: Option<Duration>) {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the integration tests at full length (SOAK, 30s by default; full load for SOAK_BROKER, 30m; abuse for SOAK_ABUSE, 5m)
-# with a release build, then each fuzz target for FUZZ (7m), and appends what was measured to docs/measured.md.
+# with a release build, then SIMULATOR_SEEDS (100000) of the simulator and each fuzz target for FUZZ (7m), and appends what was
+# measured to docs/measured.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export SOAK="${SOAK:-30s}" SOAK_BROKER="${SOAK_BROKER:-30m}" SOAK_ABUSE="${SOAK_ABUSE:-5m}"
@@ -8,6 +9,8 @@ export SOAK="${SOAK:-30s}" SOAK_BROKER="${SOAK_BROKER:-30m}" SOAK_ABUSE="${SOAK_
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
 cargo test --release --locked -p rpicluster --test integration -- --nocapture "$@" | tee "$log"
+SIMULATOR_SEEDS="${SIMULATOR_SEEDS:-100000}" \
+    cargo test --release --locked -p rpicluster-core --test simulator -- --nocapture | tee -a "$log"
 FUZZ="${FUZZ:-7m}" tests/fuzz.sh 2>&1 | tee -a "$log"
 
 commit="$(git rev-parse --short=12 HEAD)"

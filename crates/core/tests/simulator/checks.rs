@@ -18,14 +18,25 @@ pub(crate) struct Checks {
     running: HashMap<(Epoch, TaskId), AttemptKey>,
     /// Tasks of which an attempt was cut short, so that nobody knows how far it came.
     cut_short: HashSet<(Epoch, TaskId)>,
+    drained: HashSet<SlaveId>,
     broken: Option<String>,
 }
 
 impl Checks {
-    /// The master has decided to say so to the slave.
-    pub(crate) fn offers(&mut self, slave: &SlaveId, key: AttemptKey, is_drained: bool) {
+    /// The master decides so.
+    pub(crate) fn offers(&mut self, slave: &SlaveId, key: AttemptKey) {
         let is_new = self.offered.insert(key);
+        let is_drained = self.drained.contains(slave);
         self.require(!(is_new && is_drained), || format!("{slave} is drained and was offered {}", key.task));
+    }
+
+    /// From now on the slave gets no tasks, or gets some.
+    pub(crate) fn drains(&mut self, slave: &SlaveId, drained: bool) {
+        if drained {
+            self.drained.insert(slave.clone());
+        } else {
+            self.drained.remove(slave);
+        }
     }
 
     /// An attempt has begun on that node.
@@ -47,7 +58,8 @@ impl Checks {
         let (running, slots) = (node.running.len(), node.slots as usize);
         self.require(running <= slots, || format!("{running} attempts run in {slots} slots"));
         let Some(batch) = step.and_then(|step| step.batch) else { return };
-        let keys = nodes.iter().flat_map(|node| node.running.keys());
+        // What a slave that was removed still runs is not part of the cluster any more.
+        let keys = nodes.iter().filter(|node| !node.removed).flat_map(|node| node.running.keys());
         let of_step = keys
             .filter(|other| other.epoch == epoch && other.task.job == task.job && step_of(other.task) == step_of(task));
         let running = of_step.count();
@@ -65,7 +77,7 @@ impl Checks {
     }
 
     /// The node may forget something: the master's disk must know it.
-    pub(crate) fn acknowledged(&mut self, at: usize, node: &Node, disk: &Disk, ack: &TaskAck) {
+    pub(crate) fn acknowledged(&mut self, node: &Node, disk: &Disk, ack: &TaskAck) {
         // One that was declined leaves nothing to know: another attempt follows.
         let is_end = |entry: &JournalEntry| match entry {
             JournalEntry::Started(_) => false,
@@ -75,9 +87,7 @@ impl Checks {
         let covers = |entry: &JournalEntry| entry.key() == ack.key && ack.seq >= entry.seq() && is_end(entry);
         if disk.epoch == Some(ack.key.epoch) && node.entries().iter().any(covers) {
             let AttemptKey { task, attempt, .. } = ack.key;
-            // What a lost journal had begun and another one was told to cancel is known by neither.
-            let is_known = node.lives > 0 && !self.begun.contains(&(ack.key, at, node.lives));
-            let is_known = is_known || disk.ends.contains(&ack.key);
+            let is_known = disk.ends.contains(&ack.key);
             self.require(is_known, || {
                 format!("the end of {task}, attempt {attempt}, was acknowledged and is not known")
             });

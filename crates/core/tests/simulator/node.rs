@@ -35,6 +35,8 @@ pub(crate) struct Node {
     /// Bytes of output of what ran, and how many of them the master has.
     pub(crate) spool: HashMap<AttemptKey, (u64, u64)>,
     pub(crate) session: Option<SessionId>,
+    /// It was removed, and has not joined again.
+    pub(crate) removed: bool,
 }
 
 impl Node {
@@ -53,6 +55,7 @@ impl Node {
             running: BTreeMap::new(),
             spool: HashMap::new(),
             session: None,
+            removed: false,
         }
     }
 

@@ -61,13 +61,17 @@ enum Event {
     Backup,
     Restore,
     DiskFault,
-    DiskMended,
+    DiskMended(u64),
     Crash(usize, /** with the power */ bool),
     LoseJournal(usize),
     Start(usize),
     Connect(usize),
     Disconnect(usize),
     Missed(usize, SessionId),
+    /// Nothing is heard of it for a while, and its connection holds.
+    Silent(usize),
+    HeardAgain(usize, SessionId),
+    Remove(usize),
     ToHead(usize, SessionId, Up),
     ToNode(usize, SessionId, Down),
     Synced(usize, u64, u64),
@@ -96,6 +100,8 @@ pub(crate) struct World {
     disk_fails: bool,
     /// No more faults.
     healed: bool,
+    /// Slaves that were removed, and when they join again.
+    away: HashMap<usize, u64>,
     /// When the last message of a slave arrives, so that the next is not earlier.
     arrivals: HashMap<(usize, bool), u64>,
     node_timers: HashMap<usize, u64>,
@@ -127,6 +133,7 @@ impl World {
             backup: None,
             disk_fails: false,
             healed: false,
+            away: HashMap::new(),
             arrivals: HashMap::new(),
             node_timers: HashMap::new(),
             head_timer: 0,
@@ -176,7 +183,7 @@ impl World {
         }
         for _ in 0..self.random.u64(0..25) {
             let node = self.random.usize(0..self.nodes.len());
-            let event = match self.random.u8(0..20) {
+            let event = match self.random.u8(0..22) {
                 0..3 => Event::HeadCrash,
                 3..6 => Event::Crash(node, false),
                 6..9 => Event::Crash(node, true),
@@ -186,6 +193,8 @@ impl World {
                 16 => Event::Drain(node),
                 17 => Event::DiskFault,
                 18 => Event::Backup,
+                19 => Event::Silent(node),
+                20 => Event::Remove(node),
                 _ => Event::Restore,
             };
             self.within(length, event);
@@ -203,6 +212,28 @@ impl World {
                     self.tell_head(TaskInput::CancelJob(job, running));
                 }
             }
+            Event::Silent(node) => {
+                if let Some(session) = self.online.get(&node).cloned().filter(|_| !self.healed) {
+                    self.tell_head(TaskInput::SlaveDown(self.nodes[node].id.clone()));
+                    self.within(20_000, Event::HeardAgain(node, session));
+                }
+            }
+            Event::HeardAgain(node, session) => {
+                if self.online.get(&node) == Some(&session) {
+                    let slots = self.nodes[node].slots;
+                    self.tell_head(TaskInput::SlaveUp(self.nodes[node].id.clone(), session, slots));
+                }
+            }
+            // It knows nothing of it, works on while its leases hold, and joins again much later.
+            Event::Remove(node) => {
+                if !self.healed && self.head.is_some() && !self.disk_fails {
+                    self.disconnect(node, true);
+                    self.online.remove(&node);
+                    self.tell_head(TaskInput::SlaveRemoved(self.nodes[node].id.clone()));
+                    self.nodes[node].removed = true;
+                    self.away.insert(node, self.clock + 400_000);
+                }
+            }
             Event::Drain(node) => {
                 let deadline = self.random.bool().then_some(Duration::from_secs(30));
                 self.tell_head(TaskInput::Drain(self.nodes[node].id.clone(), "drill".to_owned(), deadline));
@@ -212,6 +243,10 @@ impl World {
             Event::HeadCrash => self.head_crash(),
             Event::HeadStart if self.head.is_none() => {
                 self.head = Some(Head::start(self.clock, &self.disk));
+                for node in &self.nodes {
+                    let record = self.disk.nodes.get(&node.id);
+                    self.checks.drains(&node.id, record.is_some_and(|record| record.drain.is_some()));
+                }
                 self.commit_soon();
             }
             Event::HeadStart => {}
@@ -219,10 +254,20 @@ impl World {
             Event::Backup => self.backup = Some(self.disk.clone()),
             Event::Restore => self.restore(),
             Event::DiskFault => {
-                self.disk_fails = !self.healed;
-                self.within(20_000, Event::DiskMended);
+                if !self.healed && !self.disk_fails {
+                    self.disk_fails = true;
+                    // Now and then for longer than a lease.
+                    let most = if self.random.u8(..4) == 0 { 200_000 } else { 20_000 };
+                    let lasts = self.random.u64(..most);
+                    self.at(lasts, Event::DiskMended(lasts));
+                }
             }
-            Event::DiskMended => self.disk_fails = false,
+            Event::DiskMended(lasted) => {
+                self.disk_fails = false;
+                // What was decided meanwhile is said only now.
+                self.tell_head(TaskInput::Paused(Duration::from_millis(lasted)));
+                self.commit_soon();
+            }
             Event::Crash(node, power) => self.node_crash(node, power),
             Event::LoseJournal(node) => {
                 self.node_crash(node, true);
@@ -276,11 +321,12 @@ impl World {
                 let effects = self.nodes[node].timeout(self.clock);
                 self.apply(node, effects);
             }
+            Event::HeadTimer if self.disk_fails => {}
             Event::HeadTimer => {
                 if let Some(head) = &mut self.head {
                     let before = head.uncommitted().len();
                     head.timeout(self.clock);
-                    self.judge_offers(before);
+                    self.note_offers(before);
                     self.commit_soon();
                 }
             }
@@ -290,7 +336,9 @@ impl World {
 
     fn heal(&mut self) {
         self.healed = true;
-        self.disk_fails = false;
+        if self.disk_fails {
+            self.happen(Event::DiskMended(200_000));
+        }
         self.at(0, Event::HeadStart);
         for node in 0..self.nodes.len() {
             self.within(10, Event::Start(node));
@@ -308,7 +356,8 @@ impl World {
                 self.at(due - self.clock, Event::NodeTimer(node));
             }
         }
-        let due = self.head.as_ref().and_then(|head| head.tasks.poll_timeout());
+        // Nothing is judged while nothing can be written.
+        let due = self.head.as_ref().filter(|_| !self.disk_fails).and_then(|head| head.tasks.poll_timeout());
         if let Some(due) = due.map(|due| due.as_millis().max(self.clock + 1)).filter(|due| *due != self.head_timer) {
             self.head_timer = due;
             self.at(due - self.clock, Event::HeadTimer);
@@ -360,9 +409,17 @@ impl World {
     fn tell_head(&mut self, input: TaskInput) {
         let Some(head) = &mut self.head else { return };
         let before = head.uncommitted().len();
+        let drained = match &input {
+            TaskInput::Drain(slave, ..) => Some((slave.clone(), true)),
+            TaskInput::Undrain(slave) | TaskInput::SlaveRemoved(slave) => Some((slave.clone(), false)),
+            _ => None,
+        };
+        let undrained = drained.clone().filter(|(_, drained)| !drained);
+        undrained.into_iter().for_each(|(slave, drained)| self.checks.drains(&slave, drained));
         head.handle(self.clock, input);
-        self.judge_offers(before);
-        let Some(head) = &self.head else { return };
+        self.note_offers(before);
+        drained.into_iter().for_each(|(slave, drained)| self.checks.drains(&slave, drained));
+        let Some(head) = &mut self.head else { return };
         if self.bug == Some(Bug::AckBeforeCommit) {
             let early = head.uncommitted()[before..].iter().filter(|effect| matches!(effect, TaskEffect::Ack(..)));
             let early: Vec<TaskEffect> = early.cloned().collect();
@@ -371,13 +428,12 @@ impl World {
         self.commit_soon();
     }
 
-    /// What was just decided, from that place on.
-    fn judge_offers(&mut self, from: usize) {
+    /// Looks at offers as they are decided: what they rest on may be another thing once they are said.
+    fn note_offers(&mut self, before: usize) {
         let Some(head) = &self.head else { return };
-        for effect in &head.uncommitted()[from..] {
+        for effect in &head.uncommitted()[before..] {
             if let TaskEffect::Offer(slave, offer) = effect {
-                let is_drained = head.tasks.node(slave).is_some_and(|node| node.drain.is_some());
-                self.checks.offers(slave, offer.key, is_drained);
+                self.checks.offers(slave, offer.key);
             }
         }
     }
@@ -469,8 +525,12 @@ impl World {
         if self.head.is_none() {
             return self.within(3_000, Event::Connect(node));
         }
+        if let Some(until) = self.away.get(&node).copied().filter(|until| *until > self.clock) {
+            return self.at(until - self.clock, Event::Connect(node));
+        }
         let session = SessionId::from_random(self.random.u64(..));
         self.nodes[node].session = Some(session.clone());
+        self.nodes[node].removed = false;
         let slots = self.nodes[node].slots;
         self.send(node, Up::State(slots));
         let effects = self.nodes[node].handle(self.clock, Input::SessionBegan(session));
@@ -538,7 +598,7 @@ impl World {
             Down::Offer(offer) => Input::Offer { offer, verdict: Verdict::Run },
             Down::Cancel(cancel) => Input::Cancel(cancel),
             Down::Ack(ack) => {
-                self.checks.acknowledged(node, &self.nodes[node], &self.disk, &ack);
+                self.checks.acknowledged(&self.nodes[node], &self.disk, &ack);
                 if let Some((_, acked)) = self.nodes[node].spool.get_mut(&ack.key) {
                     *acked = ack.stdout.max(*acked);
                 }
