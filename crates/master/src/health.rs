@@ -1,9 +1,12 @@
 //! Heartbeats of the two parts without which the master is deaf: bus and engine.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rpicluster_core::Moment;
+
+use crate::clock;
 
 /// How often bus and engine beat when nothing else wakes them.
 pub(crate) const BEAT_INTERVAL: Duration = Duration::from_millis(500);
@@ -18,6 +21,17 @@ pub(crate) struct Health {
     pub(crate) engine: Beat,
 }
 
+/// Follows whether a running master's loops turn, for a watchdog.
+#[derive(Debug, Clone)]
+pub struct Pulse(pub(crate) Arc<Health>);
+
+impl Pulse {
+    /// Whether bus and engine both do.
+    pub fn is_beating(&self) -> bool {
+        self.0.is_alive(clock::now())
+    }
+}
+
 /// When one part last showed that it runs.
 #[derive(Debug)]
 pub(crate) struct Beat(AtomicU64);
@@ -25,6 +39,10 @@ pub(crate) struct Beat(AtomicU64);
 impl Health {
     pub(crate) fn new(now: Moment) -> Health {
         Health { bus: Beat(AtomicU64::new(now.as_millis())), engine: Beat(AtomicU64::new(now.as_millis())) }
+    }
+
+    fn is_alive(&self, now: Moment) -> bool {
+        self.bus.is_alive(now) && self.engine.is_alive(now)
     }
 }
 

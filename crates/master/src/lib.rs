@@ -28,6 +28,7 @@ mod web;
 
 pub use certificates::ca_file;
 pub use config::MasterConfig;
+pub use health::Pulse;
 pub use local_token::local_token_file;
 pub use start::{Master, Settings, StartError};
 pub use store::StoreError;

@@ -32,7 +32,7 @@ use crate::config::MasterConfig;
 use crate::counters::MasterCounters;
 use crate::engine::{Engine, INPUTS_MAX, Input, Surroundings};
 use crate::handler::World;
-use crate::health::Health;
+use crate::health::{Health, Pulse};
 use crate::local_token::LocalToken;
 use crate::loglimit::SharedLogLimit;
 use crate::publish::Publish;
@@ -129,6 +129,7 @@ pub struct Master {
     certificates: Certificates,
     tls: TlsAcceptor,
     local_token: LocalToken,
+    health: Arc<Health>,
     /// By which others know this machine.
     names: BTreeSet<String>,
 }
@@ -185,6 +186,7 @@ impl Master {
             certificates,
             tls: tls.into(),
             local_token,
+            health: Arc::new(Health::new(clock::now())),
             names: machine_names(&names),
         })
     }
@@ -198,6 +200,11 @@ impl Master {
     pub fn http_url(&self) -> String {
         let scheme = if self.http_is_local() { "http" } else { "https" };
         format!("{scheme}://{}", self.http_address)
+    }
+
+    /// Follows whether its loops turn.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.health.clone())
     }
 
     fn http_is_local(&self) -> bool {
@@ -223,7 +230,7 @@ impl Master {
     fn start(self) -> Running {
         let now = clock::now();
         let http_tls = (!self.http_is_local()).then(|| self.tls.clone());
-        let health = Arc::new(Health::new(now));
+        let health = self.health;
         let counters = Arc::new(MasterCounters::default());
         let (stop_front, stop) = watch::channel(false);
         let (stop_broker, broker_stop) = oneshot::channel::<()>();

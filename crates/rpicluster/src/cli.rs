@@ -1,6 +1,7 @@
 //! The command line.
 
 mod admin;
+mod install;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub(crate) use admin::{
     AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs, SlavesCommand, TokenArgs,
     TokenCommand,
 };
+pub(crate) use install::{InstallArgs, Service};
 
 /// Most slaves of a demo: each is a process of its own on this machine.
 const DEMO_SLAVES_MAX: i64 = 200;
@@ -69,6 +71,8 @@ pub(crate) enum Command {
     ApiToken(ApiTokenArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
+    /// Make a systemd service of master or slave
+    Install(InstallArgs),
     /// Check the configuration without starting anything
     CheckConfig(CheckConfigArgs),
     /// Print the completions for a shell
@@ -254,6 +258,9 @@ mod tests {
             "rpicluster slaves add",
             "rpicluster slaves add pi --label room",
             "rpicluster token create --uses 0",
+            "rpicluster token create --json --output f",
+            "rpicluster install",
+            "rpicluster install slave --print --token x",
             "rpicluster token create --ttl soon",
             "rpicluster account add x --role king",
         ] {

@@ -5,6 +5,7 @@ mod api_token;
 mod check_config;
 mod demo;
 mod health;
+mod install;
 mod master;
 mod slave;
 mod slaves;
@@ -31,6 +32,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Account(args) => account::run(args),
         Command::ApiToken(args) => api_token::run(args),
         Command::Health(args) => health::run(args),
+        Command::Install(args) => install::run(args),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Completions { shell } => completions(shell),
     }
