@@ -27,6 +27,8 @@ mod presence;
 mod presence_network;
 /// Many slaves and many messages: nothing lost, nothing misattributed.
 mod scale;
+/// `rpicluster install`: units that systemd accepts, confines and restarts, in a container whose init it is.
+mod services;
 /// Strangers that abuse a broker in every way, beside mosquitto: what a bystander notices, and what memory stays.
 mod storm;
 /// Take-overs: an old connection's end never marks the new one offline.

@@ -50,7 +50,7 @@ pub(crate) fn run(args: InstallArgs) -> Result<(), Failure> {
         write(file)?;
     }
     if let Some(token) = token {
-        write_private(Path::new(TOKEN_FILE), &format!("{token}\n")).map_err(anyhow::Error::from)?;
+        keep(&token)?;
     }
     if Path::new(SYSTEMD_RUNS).is_dir() {
         call("systemd-sysusers", &[])?;
@@ -109,6 +109,14 @@ fn check(program: &Path) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Failed, problem));
     }
     Ok(())
+}
+
+fn keep(token: &JoinToken) -> anyhow::Result<()> {
+    let path = Path::new(TOKEN_FILE);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    Ok(write_private(path, &format!("{token}\n"))?)
 }
 
 fn write(file: &Installed) -> anyhow::Result<()> {
