@@ -11,6 +11,8 @@ mod harness;
 mod access;
 /// The command line: exit codes, messages, output for scripts, configuration.
 mod cli;
+/// `docker-compose.yml`: a cluster of containers as it ships, hosts of their own, which are killed and cut off.
+mod containers;
 /// `rpicluster demo`: its summary, and that nothing of it is left running.
 mod demo;
 /// What is no message, and who floods: answered, counted, and nobody else's problem.

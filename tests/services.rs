@@ -147,7 +147,7 @@ fn a_hanging_one_is_restarted(unit: &str) {
     // It is fed: three times its time pass without a restart.
     std::thread::sleep(std::time::Duration::from_secs(9));
     assert_eq!(property(unit, "MainPID"), process, "{unit} was restarted for nothing");
-    done(&["kill", "-STOP", &process]);
+    done(&["systemctl", "kill", "--signal", "STOP", "--kill-whom", "main", unit]);
     wait_until("systemd has restarted it", || {
         property(unit, "NRestarts") == "1" && property(unit, "ActiveState") == "active"
     });

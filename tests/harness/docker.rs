@@ -71,6 +71,9 @@ impl Engine {
 
     /// Remembers whose `name` was, before an image of the test gets it.
     pub(crate) fn take(&mut self, name: &str) {
+        if self.taken.iter().any(|(known, _)| known == name) {
+            return;
+        }
         let before = docker(&["images", "--quiet", "--no-trunc", name]).out.trim().to_owned();
         self.taken.push((name.to_owned(), Some(before).filter(|id| !id.is_empty())));
     }
