@@ -39,4 +39,4 @@ ENV RPICLUSTER__MASTER__HTTP=0.0.0.0:8080 RPICLUSTER_URL=https://localhost:8080
 ENTRYPOINT ["rpicluster"]
 CMD ["master"]
 # For a slave: --health-cmd "rpicluster health slave", as docker-compose.yml has it.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["rpicluster", "health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=10s --retries=3 CMD ["rpicluster", "health"]
