@@ -3,7 +3,7 @@
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
-# Frames keep their function names; the line tables would make the image twice as large.
+# Frames keep the names of functions; line numbers would make the program several times as large.
 ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 # What is below is built in two layers. This one holds the dependencies, and is built anew only when a manifest changes:
 # each crate is empty in it.
@@ -19,7 +19,7 @@ COPY crates/rpicluster/Cargo.toml crates/rpicluster/
 COPY crates/slave/Cargo.toml crates/slave/
 RUN for crate in crates/*; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done && \
     echo 'fn main() {}' > crates/rpicluster/src/main.rs
-RUN cargo build --release --locked -p rpicluster && cargo clean --release --workspace
+RUN cargo build --release --locked -p rpicluster && cargo clean --release --workspace && rm -r crates
 COPY crates crates
 RUN cargo build --release --locked -p rpicluster
 

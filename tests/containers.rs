@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rpicluster_protocol::limits::{BACKOFF_MAX, KEEP_ALIVE};
 use serde_json::Value;
 
-use crate::harness::docker::{Engine, command, docker, succeeds, top};
+use crate::harness::docker::{Engine, command, docker, skipped, succeeds, top};
 use crate::harness::{Finished, figure, run, timed, wait_for, wait_until, within};
 
 /// The name of the compose project, and so the beginning of what it makes.
@@ -39,7 +39,7 @@ impl Bed {
         };
         let Some(compose) = [&["docker", "compose"][..], &["docker-compose"]].into_iter().find(|words| found(words))
         else {
-            println!("skipped: {test}: docker compose is not installed");
+            skipped(test, "docker compose is not installed");
             return None;
         };
         engine.base_images();

@@ -1,7 +1,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::harness::docker::{Engine, command, docker, succeeds};
+use crate::harness::docker::{Engine, command, docker, skipped, succeeds};
 use crate::harness::{Finished, Place, rpicluster, run, wait_until};
 
 /// The image and the container of the machine whose init is systemd.
@@ -81,7 +81,7 @@ fn systemd_runs_both_and_restarts_the_one_that_hangs() {
     let started = run(command(&arguments));
     let booted = || ["running", "degraded"].contains(&there(&["systemctl", "is-system-running"]).out.trim());
     if started.code != Some(0) {
-        println!("skipped: services under systemd: this engine runs no init: {}", started.err.trim());
+        skipped("services under systemd", &format!("this engine runs no init: {}", started.err.trim()));
         return;
     }
     wait_until("systemd has booted", booted);
