@@ -30,7 +30,7 @@ LABEL org.opencontainers.image.title="rpicluster" \
 # Volumes take over owner and mode of these folders; secrets lie in them.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rpicluster && \
     install --directory --owner 10001 --group 10001 --mode 0700 \
-        /var/lib/rpicluster /var/lib/rpicluster-slave /var/lib/rpicluster-token
+        /var/lib/rpicluster /var/lib/rpicluster-slave /var/lib/rpicluster-token /external
 COPY --from=build /src/target/release/rpicluster /usr/local/bin/
 USER 10001:10001
 EXPOSE 8080 8883

@@ -8,7 +8,7 @@ use crate::harness::mqtt::{Client, Door};
 use crate::harness::{Cluster, PATIENCE, run};
 
 /// The topics on which everybody tries to publish, and whether retained; the slave that tries is `pi-a`.
-const TOPICS: [(&str, bool); 7] = [
+pub(crate) const TOPICS: [(&str, bool); 7] = [
     ("rpicluster/from/pi-a/message", false),
     ("rpicluster/from/pi-b/message", false),
     ("rpicluster/from/pi-b/state", true),
@@ -20,7 +20,7 @@ const TOPICS: [(&str, bool); 7] = [
 const OWN: &[&str] = &["rpicluster/from/pi-a/message"];
 
 /// The filters with which everybody tries to subscribe.
-const FILTERS: [&str; 10] = [
+pub(crate) const FILTERS: [&str; 10] = [
     "rpicluster/to/pi-a/#",
     "rpicluster/master/state",
     "rpicluster/to/pi-b/#",
@@ -78,6 +78,8 @@ fn rows(cluster: &Cluster) -> Vec<Row> {
         row("slave a", as_slave("pi-a", &a), "pi-a", [None; 2], OWN, Some(OF_SLAVE)),
         row("slave a as b", as_slave("pi-a", &a), "pi-b", [Some((2, 133)); 2], &[], None),
         row("b with a's secret", as_slave("pi-b", &a), "pi-b", WRONG, &[], None),
+        // The master itself is in the same process: no door is open to its name.
+        row("who claims to be the master", as_slave("master", "guessed"), "master", WRONG, &[], None),
         row("a removed slave", as_slave("pi-gone", &removed), "pi-gone", WRONG, &[], None),
         row("an observer", account("watcher", "observer", &json!([])), "w", [None; 2], &[], None),
         row(
@@ -118,7 +120,7 @@ fn everybody_may_do_what_the_documents_say_and_nothing_else() {
                     let login = login.map(|(user, password)| (leaked(user), leaked(password)));
                     let tls = listener == "cluster";
                     let address = if tls { cluster.mqtts } else { cluster.mqtt.address };
-                    let mut command = tool_at(&cluster, Door { address, login }, name);
+                    let mut command = tool_at(cluster.place(), Door { address, login }, name);
                     command.args(["-d", "-V", version, "-i", row.client_id, "-A", &from]);
                     if tls {
                         command.arg("--cafile").arg(cluster.master_folder().join("ca.pem"));

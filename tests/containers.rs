@@ -3,7 +3,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rpicluster_protocol::limits::{BACKOFF_MAX, KEEP_ALIVE};
+use rpicluster_protocol::limits::{BACKOFF_MAX, KEEP_ALIVE, PRESENCE_TIMEOUT};
 use serde_json::Value;
 
 use crate::harness::docker::{Engine, command, docker, skipped, succeeds, top};
@@ -25,7 +25,9 @@ const PARTITION: Duration = Duration::from_secs(30);
 /// The cluster of docker-compose.yml. Dropped, nothing is left of it.
 struct Bed {
     compose: Vec<&'static str>,
-    _engine: Engine,
+    engine: Engine,
+    /// The service whose container is asked.
+    master: &'static str,
 }
 
 impl Bed {
@@ -44,7 +46,7 @@ impl Bed {
         };
         engine.base_images();
         engine.take(IMAGE);
-        let bed = Bed { compose: compose.to_vec(), _engine: engine };
+        let bed = Bed { compose: compose.to_vec(), engine, master: "master" };
         bed.down();
         Some(bed)
     }
@@ -59,7 +61,7 @@ impl Bed {
     }
 
     fn down(&self) -> Finished {
-        run(self.compose(&["down", "--volumes", "--remove-orphans", "--timeout", "2"]))
+        run(self.compose(&["--profile", "external", "down", "--volumes", "--remove-orphans", "--timeout", "2"]))
     }
 
     /// The containers of a service.
@@ -73,7 +75,7 @@ impl Bed {
 
     /// What the master tells of each slave: its state.
     fn states(&self) -> BTreeMap<String, String> {
-        let asked = run(command(&["exec", &self.containers("master")[0], "rpicluster", "slaves", "--json"]));
+        let asked = run(command(&["exec", &self.containers(self.master)[0], "rpicluster", "slaves", "--json"]));
         let list: Vec<Value> = serde_json::from_str(&asked.out).unwrap_or_default();
         let word = |slave: &Value, key: &str| slave[key].as_str().unwrap_or_default().to_owned();
         list.iter().map(|slave| (word(slave, "id"), word(slave, "state"))).collect()
@@ -153,6 +155,46 @@ fn the_cluster_of_the_readme_survives_what_befalls_hosts() {
     half_of_six_slaves_cut_off_for_half_a_minute_are_offline_in_time_and_come_back(&bed);
     as_written(down);
     assert!(bed.containers("slave").is_empty());
+}
+
+#[test]
+fn the_profile_with_a_broker_that_others_run_is_a_cluster_too() {
+    let Some(mut bed) = Bed::make("the external profile of docker-compose.yml") else { return };
+    bed.engine.mosquitto_image();
+    let slaves = ["external-slave-1", "external-slave-2"];
+    let up = ["--profile", "external", "up", "--build", "--detach", "external-master"];
+    succeeds(bed.compose(&[&up[..], &slaves].concat()));
+    bed.master = "external-master";
+    let containers = slaves.map(|slave| bed.containers(slave).remove(0));
+    let online = || bed.states().len() == 2 && bed.states().values().all(|state| state == "online");
+    wait_until("both slaves are online", online);
+    assert_eq!(containers.each_ref().map(|container| bed.slave(container)), ["slave-1", "slave-2"]);
+    assert!(bed.containers("master").is_empty(), "nothing of the other cluster runs");
+
+    // mosquitto looks for dead clients now and then only: silence may tell first.
+    let bound = GONE_WITHIN.max(PRESENCE_TIMEOUT) + Duration::from_secs(6);
+    let event = Instant::now();
+    docker(&["kill", &containers[0]]);
+    within(event, bound, "the killed one is offline", || !bed.is_online("slave-1"));
+    docker(&["start", &containers[0]]);
+    wait_until("it is back", online);
+    let network = format!("{PROJECT}_default");
+    let event = Instant::now();
+    docker(&["network", "disconnect", &network, &containers[1]]);
+    within(event, bound, "the one that is cut off is offline", || !bed.is_online("slave-2"));
+    docker(&["network", "connect", &network, &containers[1]]);
+    within(Instant::now(), BACK_WITHIN, "it is back", online);
+    // The broker goes and comes: nobody is marked offline for that, and all are there again.
+    for action in ["stop", "start"] {
+        docker(&[action, &bed.containers("external-broker")[0]]);
+    }
+    for container in &containers {
+        bed.slave(container);
+    }
+    wait_until("both are online", online);
+    docker(&["restart", &bed.containers("external-master")[0]]);
+    wait_until("the master knows both again", online);
+    // ---- Tasks: a task on both, and its results, go here.
 }
 
 fn the_image_is_as_it_should_be(bed: &Bed) {

@@ -15,6 +15,8 @@ mod cli;
 mod containers;
 /// `rpicluster demo`: its summary, and that nothing of it is left running.
 mod demo;
+/// A broker that others run, Debian's: presence through its loss and its return, its own matrix of who may do what.
+mod external;
 /// What is no message, and who floods: answered, counted, and nobody else's problem.
 mod hostile;
 /// Joining by token, under users of their own; clones, removal, and folders that others can read.

@@ -194,7 +194,7 @@ fn publishers_of_one_message_each_lose_none() {
     let mut subscriber = Client::connect(cluster.mqtt, "s", None).unwrap();
     subscriber.subscribe("in/order").unwrap();
     for number in 0..count {
-        let mut command = tool_at(&cluster, cluster.mqtt, "mosquitto_pub");
+        let mut command = tool_at(cluster.place(), cluster.mqtt, "mosquitto_pub");
         command.args(["-i", "x", "-t", "in/order", "-m", &number.to_string()]);
         assert_eq!(run(command).code, Some(0));
     }

@@ -123,7 +123,7 @@ fn nonsense_is_answered_with_bad_message() {
 #[test]
 fn a_request_with_mqtt_5_is_answered_where_and_as_it_wants() {
     let cluster = Cluster::start();
-    let mut request = tool_at(&cluster, cluster.door_of("asker"), "mosquitto_rr");
+    let mut request = tool_at(cluster.place(), cluster.door_of("asker"), "mosquitto_rr");
     request.args(["-V", "5", "-i", "asker", "-q", "1", "-W", &PATIENCE.as_secs().to_string(), "-F", "%t %D %p"]);
     request.args(["-t", "rpicluster/from/asker/info", "-e", "rpicluster/to/asker/answers/7"]);
     request.args(["-D", "publish", "correlation-data", "order-66"]);

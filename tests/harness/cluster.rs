@@ -39,6 +39,8 @@ pub(crate) struct Cluster {
     pub(crate) http: SocketAddr,
     /// With what slaves join: as often as a test may want.
     token: String,
+    /// The account that only reads at a broker that others run, which is the cluster's then.
+    observer: Option<(&'static str, &'static str)>,
     place: Place,
     folder: TempDir,
 }
@@ -80,9 +82,10 @@ impl Cluster {
         fs::write(folder.path().join("rpicluster.toml"), config).unwrap();
         fs::write(folder.path().join("broker.toml"), broker).unwrap();
         let any = SocketAddr::new(address, 0);
-        let (master, [mqtt, mqtts, http]) = start_master(&place, folder.path(), [any; 3]);
-        let mqtt = Door { address: mqtt, login: Some(INSIDER) };
-        let mut cluster = Cluster { master, mqtt, mqtts, http, token: String::new(), place, folder };
+        let (master, http) = start_master(&place, folder.path(), &[("--mqtt", any), ("--mqtts", any)], any);
+        let mqtt = Door { address: listener(&master, "(local)"), login: Some(INSIDER) };
+        let mqtts = listener(&master, "(cluster)");
+        let mut cluster = Cluster { master, mqtt, mqtts, http, token: String::new(), observer: None, place, folder };
         let (name, password) = INSIDER;
         let everything = json!(["#", "$SYS/#"]);
         let insider = json!({
@@ -94,10 +97,27 @@ impl Cluster {
         cluster
     }
 
+    /// A master whose `rpicluster.toml` is `config`, at this broker and with this door to it; who only reads there is
+    /// `observer`.
+    pub(super) fn elsewhere(config: &str, mqtt: Door, observer: (&'static str, &'static str)) -> Cluster {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("rpicluster.toml"), config).unwrap();
+        let place = Place::Here;
+        let (master, http) = start_master(&place, folder.path(), &[], SocketAddr::new(own_address(), 0));
+        let (mqtts, token) = (mqtt.address, String::new());
+        Cluster { master, mqtt, mqtts, http, token, observer: Some(observer), place, folder }
+    }
+
     /// Starts the master again with the same addresses and the same memory, after it has ended.
     pub(crate) fn restart(&mut self) {
-        let addresses = [self.mqtt.address, self.mqtts, self.http];
-        (self.master, _) = start_master(&self.place, self.folder.path(), addresses);
+        let own = [("--mqtt", self.mqtt.address), ("--mqtts", self.mqtts)];
+        let listeners = if self.observer.is_none() { &own[..] } else { &[] };
+        (self.master, _) = start_master(&self.place, self.folder.path(), listeners, self.http);
+    }
+
+    /// The door of who only reads: nobody's at the master's own broker.
+    pub(crate) fn onlooker(&self) -> Door {
+        Door { login: self.observer, ..self.mqtt }
     }
 
     /// Lets a client that is no agent be this slave, at the listener without TLS.
@@ -249,26 +269,32 @@ impl Cluster {
     }
 }
 
-/// Starts a master that listens for MQTT without and with TLS and for HTTP at these addresses; those that it got.
-fn start_master(place: &Place, folder: &Path, addresses: [SocketAddr; 3]) -> (Process, [SocketAddr; 3]) {
+/// Starts a master that listens for MQTT and for HTTP at these addresses; where it serves HTTP.
+fn start_master(
+    place: &Place,
+    folder: &Path,
+    listeners: &[(&str, SocketAddr)],
+    http: SocketAddr,
+) -> (Process, SocketAddr) {
     let mut command = rpicluster(place);
     command.args(["master", "--stop-on-stdin-close"]);
-    for (flag, address) in ["--mqtt", "--mqtts", "--http"].iter().zip(addresses) {
+    for (flag, address) in listeners.iter().chain(&[("--http", http)]) {
         command.args([flag, address.to_string().as_str()]);
     }
     command.arg("--config").arg(folder.join("rpicluster.toml"));
     command.arg("--state-dir").arg(folder.join("master"));
     let mut master = Process::start("master", command);
     master.wait_for_line("master: ready");
-    let listener = |name: &str| {
-        let lines = master.out();
-        let mut listeners = lines.iter().filter_map(|line| line.strip_prefix("master: mqtt ")?.split_once(' '));
-        listeners.find(|(_, listener)| *listener == name).unwrap().0.parse().unwrap()
-    };
-    let (mqtt, mqtts) = (listener("(local)"), listener("(cluster)"));
     let http = master.wait_for_line("master: http http");
     let http = http.trim_start_matches("s").trim_start_matches("://").parse().unwrap();
-    (master, [mqtt, mqtts, http])
+    (master, http)
+}
+
+/// The address of one of a master's listeners.
+fn listener(master: &Process, name: &str) -> SocketAddr {
+    let lines = master.out();
+    let mut listeners = lines.iter().filter_map(|line| line.strip_prefix("master: mqtt ")?.split_once(' '));
+    listeners.find(|(_, listener)| *listener == name).unwrap().0.parse().unwrap()
 }
 
 /// Any port of a loopback address of this test alone.

@@ -70,6 +70,13 @@ impl Engine {
         self.extended(name, "systemd", "systemd-sysv dbus libpam-systemd polkitd");
     }
 
+    /// Debian's mosquitto under the name of the image that docker-compose.yml uses.
+    pub(crate) fn mosquitto_image(&mut self) {
+        let compose = fs::read_to_string(top().join("docker-compose.yml")).unwrap();
+        let name = compose.lines().find_map(|line| line.trim().strip_prefix("image: ")?.strip_prefix("eclipse-"));
+        self.extended(&format!("eclipse-{}", name.unwrap()), "mosquitto", "mosquitto");
+    }
+
     /// Remembers whose `name` was, before an image of the test gets it.
     pub(crate) fn take(&mut self, name: &str) {
         if self.taken.iter().any(|(known, _)| known == name) {

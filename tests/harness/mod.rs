@@ -2,6 +2,7 @@
 
 mod cluster;
 pub(crate) mod docker;
+pub(crate) mod external;
 pub(crate) mod faults;
 pub(crate) mod mosquitto;
 pub(crate) mod mqtt;

@@ -1,7 +1,8 @@
 //! Debian's MQTT clients: what a stranger sees. And its broker, to compare with.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::cluster::{Cluster, own_address};
+use super::faults::Place;
 use super::mqtt::Door;
 use super::process::{Finished, Process, run};
 use super::wait::{wait_for, wait_until};
@@ -28,37 +30,46 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts it and waits until it listens.
     pub(crate) fn start() -> Broker {
-        let program = "/usr/sbin/mosquitto";
-        assert!(fs::exists(program).unwrap(), "{program} is missing: install the Debian package mosquitto");
-        // It cannot choose a port itself; on an address of its own nobody takes the free one meanwhile.
-        let mqtt = TcpListener::bind((own_address(), 0)).unwrap().local_addr().unwrap();
+        let mqtt = address_for_mosquitto();
         let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("mosquitto.conf");
-        let lines =
-            [&format!("listener {} {}", mqtt.port(), mqtt.ip()), "allow_anonymous true", "set_tcp_nodelay true"];
-        fs::write(&config, lines.join("\n")).unwrap();
-        let mut command = Command::new(program);
-        command.arg("-c").arg(&config);
-        let process = Process::start("mosquitto", command);
-        wait_until("mosquitto listens", || TcpStream::connect(mqtt).is_ok());
+        let process = start_mosquitto(folder.path(), mqtt, &["allow_anonymous true"]);
         Broker { process, mqtt: Door { address: mqtt, login: None }, _folder: folder }
     }
+}
+
+/// It cannot choose a port itself; on an address of its own nobody takes the free one meanwhile.
+pub(super) fn address_for_mosquitto() -> SocketAddr {
+    TcpListener::bind((own_address(), 0)).unwrap().local_addr().unwrap()
+}
+
+/// Starts it with these lines of configuration, and waits until it listens.
+pub(super) fn start_mosquitto(folder: &Path, mqtt: SocketAddr, lines: &[&str]) -> Process {
+    let program = "/usr/sbin/mosquitto";
+    assert!(fs::exists(program).unwrap(), "{program} is missing: install the Debian package mosquitto");
+    let config = folder.join("mosquitto.conf");
+    let listener = format!("listener {} {}\nset_tcp_nodelay true\n", mqtt.port(), mqtt.ip());
+    fs::write(&config, listener + &lines.join("\n")).unwrap();
+    let mut command = Command::new(program);
+    command.arg("-c").arg(&config);
+    let process = Process::start("mosquitto", command);
+    wait_until("mosquitto listens", || TcpStream::connect(mqtt).is_ok());
+    process
 }
 
 /// A running `mosquitto_sub`.
 pub(crate) struct Subscriber(Process);
 
-/// One of the tools, addressed to the cluster's broker, as nobody.
+/// One of the tools, addressed to the cluster's broker, as who only reads.
 pub(crate) fn tool(cluster: &Cluster, name: &str) -> Command {
-    tool_at(cluster, cluster.mqtt.anonymous(), name)
+    tool_at(cluster.place(), cluster.onlooker(), name)
 }
 
 /// The same, as whoever has the key to this door.
-pub(crate) fn tool_at(cluster: &Cluster, door: Door, name: &str) -> Command {
+pub(crate) fn tool_at(place: &Place, door: Door, name: &str) -> Command {
     let found = std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|folder| folder.join(name).is_file());
     assert!(found, "{name} is missing: install the Debian package mosquitto-clients (tests/run.sh does)");
     // Line by line, though it writes to a pipe.
-    let mut command = cluster.place().command("stdbuf");
+    let mut command = place.command("stdbuf");
     command.args(["-oL", name]);
     command.args(["-h", &door.address.ip().to_string(), "-p", &door.address.port().to_string()]);
     if let Some((user, password)) = door.login {
@@ -69,7 +80,7 @@ pub(crate) fn tool_at(cluster: &Cluster, door: Door, name: &str) -> Command {
 
 /// `mosquitto_pub` with these arguments, at QoS 1, as the cluster's insider.
 pub(crate) fn publish(cluster: &Cluster, arguments: &[&str]) {
-    let mut command = tool_at(cluster, cluster.mqtt, "mosquitto_pub");
+    let mut command = tool_at(cluster.place(), cluster.mqtt, "mosquitto_pub");
     command.args(["-q", "1"]).args(arguments);
     let Finished { code, err, .. } = run(command);
     assert_eq!(code, Some(0), "mosquitto_pub {arguments:?}: {err}");

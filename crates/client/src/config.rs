@@ -29,7 +29,7 @@ pub struct ClusterConfig {
     /// A broker that others run. By default the master runs one itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<BrokerAddress>,
-    /// The user name there; a slave with a password and no user name uses its id.
+    /// The user name there; with a password and no user name a slave uses its id, a master `master`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// The password there.

@@ -2,7 +2,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use rumqttc::{MqttOptions, TlsConfiguration, Transport};
+use rumqttc::{MqttOptions, NetworkOptions, TlsConfiguration, Transport, v5};
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -61,6 +61,11 @@ impl Connection {
         self
     }
 
+    /// The user name, if there is one.
+    pub fn user(&self) -> Option<&str> {
+        self.login.as_ref().map(|login| login.user.as_str()).filter(|user| !user.is_empty())
+    }
+
     /// Where the broker is.
     pub fn address(&self) -> &BrokerAddress {
         &self.address
@@ -76,6 +81,21 @@ impl Connection {
     pub fn options(&self, client_id: &str) -> MqttOptions {
         // An IPv6 address has no brackets here: TLS takes none, and the resolver needs none.
         let mut options = MqttOptions::new(client_id, self.address.host(), self.address.port());
+        if let Some(tls) = &self.tls {
+            options.set_transport(Transport::Tls(TlsConfiguration::Rustls(tls.clone())));
+        }
+        if let Some(Login { user, password }) = &self.login {
+            options.set_credentials(user, password);
+        }
+        options
+    }
+
+    /// The same for MQTT 5; nothing waits for more to be sent with it (no Nagle).
+    pub fn options_v5(&self, client_id: &str) -> v5::MqttOptions {
+        let mut options = v5::MqttOptions::new(client_id, self.address.host(), self.address.port());
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
         if let Some(tls) = &self.tls {
             options.set_transport(Transport::Tls(TlsConfiguration::Rustls(tls.clone())));
         }

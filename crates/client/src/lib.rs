@@ -4,6 +4,7 @@
 //! becomes a [`TrustError`], which tells people what to do.
 
 mod address;
+mod backoff;
 mod config;
 mod connection;
 mod pem;
@@ -11,6 +12,7 @@ mod tls;
 mod trust;
 
 pub use address::{AddressError, BrokerAddress};
+pub use backoff::Backoff;
 pub use config::{ClusterConfig, ConfigError, Password};
 pub use connection::{BrokerStream, Connection, Login};
 pub use pem::certificate_to_pem;

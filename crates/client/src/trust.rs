@@ -5,8 +5,8 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use rustls::CertificateError;
 use rustls::pki_types::CertificateDer;
+use rustls::{AlertDescription, CertificateError};
 use sha2::{Digest, Sha256};
 
 /// How many names of a certificate an error repeats.
@@ -66,6 +66,9 @@ pub enum TrustError {
     /// What answered does not speak TLS.
     #[error("what answers there does not speak TLS: is the port right? (the master's is 8883)")]
     NotTls,
+    /// The broker wants a certificate of its client, or does not accept the one that it was shown.
+    #[error("the broker does not accept the certificate that it is shown here ({0}): see cluster.client_certificate")]
+    NotAccepted(String),
     /// The TLS library's own words.
     #[error("TLS: {0}")]
     Other(String),
@@ -92,7 +95,7 @@ impl TrustError {
         match self {
             TrustError::OtherCa { .. } | TrustError::UnknownIssuer | TrustError::WrongName { .. } => false,
             TrustError::NotYetValid { .. } | TrustError::Expired { .. } => true,
-            TrustError::NotTls | TrustError::Other(_) => true,
+            TrustError::NotTls | TrustError::NotAccepted(_) | TrustError::Other(_) => true,
         }
     }
 }
@@ -102,6 +105,9 @@ impl From<&rustls::Error> for TrustError {
         let refused = match error {
             rustls::Error::InvalidCertificate(refused) => refused,
             rustls::Error::InvalidMessage(_) => return TrustError::NotTls,
+            rustls::Error::AlertReceived(alert) if is_about_certificate(*alert) => {
+                return TrustError::NotAccepted(format!("{alert:?}"));
+            }
             other => return TrustError::Other(other.to_string()),
         };
         match refused {
@@ -143,6 +149,22 @@ impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// Whether the other side's complaint is about our certificate, its signature, or that there is none.
+fn is_about_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::AccessDenied
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRequired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::DecryptError
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnsupportedCertificate
+    )
 }
 
 /// rustls tells names as `DnsName("head.local")` and `IpAddress(10.0.0.1)`.

@@ -43,6 +43,9 @@ pub enum Input {
     },
     /// The master itself was away for so long: nobody could be heard.
     Paused(Duration),
+    /// The master hears its broker again, after so long without it: nobody could be heard, what was said last may be lost,
+    /// and the broker may have forgotten what it kept.
+    BrokerBack(Duration),
     /// Somebody wants the slave forgotten.
     Remove {
         /// Who is forgotten.
@@ -113,7 +116,8 @@ pub struct Presence {
     doubt_until: Moment,
     slaves: HashMap<SlaveId, Slave>,
     /// One entry for each online slave, never later than its true deadline: a sign of life only moves `Slave::heard`, and
-    /// an entry that comes due too early is put back.
+    /// an entry that comes due too early is put back. And one for each offline slave of which the broker may keep another
+    /// state: the time that the slave has to put it right itself.
     deadlines: BTreeSet<(Moment, SlaveId)>,
 }
 
@@ -125,7 +129,7 @@ struct Slave {
     ended: bool,
     superseded: VecDeque<SessionId>,
     heard: Moment,
-    /// When its entry in `Presence::deadlines` comes due; it has one while it is online.
+    /// When its entry in `Presence::deadlines` comes due, if it has one.
     entry: Moment,
     /// When it was last asked to announce itself.
     asked: Option<Moment>,
@@ -159,8 +163,19 @@ impl Presence {
             Input::Sign { slave } => self.sign(now, slave, effects),
             Input::Paused(gap) => {
                 self.doubt_until = now + AFTERMATH;
-                for slave in self.slaves.values_mut() {
-                    slave.heard = now.min(slave.heard + gap);
+                self.forgive(now, gap);
+            }
+            Input::BrokerBack(gap) => {
+                if gap >= AFTERMATH {
+                    self.doubt_until = now + AFTERMATH;
+                }
+                self.forgive(now, gap);
+                for (id, slave) in &mut self.slaves {
+                    slave.asked = None;
+                    slave.ask(id, now, effects);
+                    if slave.liveness == Liveness::Offline && slave.claim.is_some() {
+                        slave.reschedule(id, now + self.timeout, &mut self.deadlines);
+                    }
                 }
             }
             Input::Remove { slave } => {
@@ -194,6 +209,10 @@ impl Presence {
         while self.poll_timeout().is_some_and(|deadline| deadline <= now) {
             let Some((_, id)) = self.deadlines.pop_first() else { return };
             let Some(slave) = self.slaves.get_mut(&id) else { continue };
+            if slave.liveness == Liveness::Offline {
+                effects.push(Effect::RewriteRetained { slave: id });
+                continue;
+            }
             let deadline = slave.heard + self.timeout;
             if deadline > now {
                 slave.entry = deadline;
@@ -231,6 +250,13 @@ impl Presence {
             ended: slave.ended,
             superseded: slave.superseded.iter().cloned().collect(),
         })
+    }
+
+    /// Nobody could be heard for so long: everybody gets as much more time.
+    fn forgive(&mut self, now: Moment, gap: Duration) {
+        for slave in self.slaves.values_mut() {
+            slave.heard = now.min(slave.heard + gap);
+        }
     }
 
     /// A `state` just sent: by the slave, by the broker for it (its will), or by the master, whose own words come back.
@@ -295,6 +321,7 @@ impl Presence {
     fn kept_copy(&mut self, now: Moment, id: SlaveId, state: State, effects: &mut Vec<Effect>) {
         let is_new = !self.slaves.contains_key(&id);
         let timeout = self.timeout;
+        let said = (state.state, state.session.clone());
         let slave = self.slaves.entry(id.clone()).or_insert_with(|| Slave::new(now));
         let names_newer_session = slave.session() != Some(&state.session) && !slave.is_superseded(&state.session);
         if names_newer_session && (state.state == Liveness::Online || is_new) {
@@ -308,6 +335,13 @@ impl Presence {
             slave.changed(&id, effects);
         }
         slave.ask(&id, now, effects);
+        if slave.liveness == Liveness::Offline && slave.claim.is_some() {
+            if (said.0, Some(&said.1)) == (slave.liveness, slave.session()) {
+                self.deadlines.remove(&(slave.entry, id));
+            } else {
+                slave.reschedule(&id, now + timeout, &mut self.deadlines);
+            }
+        }
     }
 
     fn sign(&mut self, now: Moment, id: SlaveId, effects: &mut Vec<Effect>) {
@@ -346,8 +380,7 @@ impl Presence {
         if slave.liveness == Liveness::Offline {
             slave.liveness = Liveness::Online;
             slave.reason = None;
-            slave.entry = slave.heard + self.timeout;
-            self.deadlines.insert((slave.entry, id.clone()));
+            slave.reschedule(id, slave.heard + self.timeout, &mut self.deadlines);
         }
         slave.changed(id, effects);
     }
@@ -389,6 +422,13 @@ impl Slave {
             }
         }
         true
+    }
+
+    /// Gives it this one entry among the deadlines.
+    fn reschedule(&mut self, id: &SlaveId, at: Moment, deadlines: &mut BTreeSet<(Moment, SlaveId)>) {
+        deadlines.remove(&(self.entry, id.clone()));
+        self.entry = at;
+        deadlines.insert((at, id.clone()));
     }
 
     /// Asks it to announce itself, unless the answer to the question before may still be on its way.

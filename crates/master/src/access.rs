@@ -53,6 +53,7 @@ struct Inner {
     view: Arc<View>,
     passwords: Passwords,
     ca_fingerprint: Option<[u8; 32]>,
+    is_external: bool,
     /// Set once the broker is bound, which asks us who may connect.
     broker: OnceLock<BrokerHandle>,
     log: SharedLogLimit,
@@ -65,6 +66,8 @@ pub(crate) struct Surroundings {
     pub(crate) engine: mpsc::WeakSender<Input>,
     /// SHA-256 of the CA's certificate: without it nobody could join by a token, which names the master to trust.
     pub(crate) ca_fingerprint: Option<[u8; 32]>,
+    /// Others run the broker, and say who may connect there.
+    pub(crate) is_external: bool,
     pub(crate) slaves_max: usize,
 }
 
@@ -96,6 +99,12 @@ pub(crate) enum AccessError {
     /// Without a CA there is nothing that a slave could trust.
     #[error("this master has no certificate, and without TLS nobody can join by a token: use `rpicluster slaves add`")]
     NoCertificate,
+    /// Who may connect is not ours to say.
+    #[error(
+        "the broker of this cluster is not the master's own ([cluster] broker): make slaves' and other accounts there; \
+         `rpicluster acl` prints the rules and how"
+    )]
+    External,
     /// The id belonged to a slave of which messages may still be on the way.
     #[error("{0} is just being removed: try again in a few seconds")]
     Leaving(SlaveId),
@@ -113,7 +122,7 @@ pub(crate) enum AccessError {
 impl Access {
     /// Access as `changes` from the store left it.
     pub(crate) fn new(surroundings: Surroundings, changes: Vec<Change>) -> Access {
-        let Surroundings { root, view, engine, ca_fingerprint, slaves_max } = surroundings;
+        let Surroundings { root, view, engine, ca_fingerprint, is_external, slaves_max } = surroundings;
         let mut registry = Registry::new(slaves_max);
         changes.into_iter().for_each(|change| registry.apply(change));
         Access(Arc::new(Inner {
@@ -124,6 +133,7 @@ impl Access {
             view,
             passwords: Passwords::new(),
             ca_fingerprint,
+            is_external,
             broker: OnceLock::new(),
             log: SharedLogLimit::new(LOG.0, LOG.1),
         }))
@@ -135,8 +145,14 @@ impl Access {
         let _ = self.0.broker.set(broker);
     }
 
+    /// Whether others run the broker and its accounts.
+    pub(crate) fn is_external(&self) -> bool {
+        self.0.is_external
+    }
+
     /// A token to carry to a new slave, with what is public of it.
     pub(crate) async fn create_token(&self, wish: TokenWish) -> Result<(JoinToken, Token), AccessError> {
+        self.require_own_broker()?;
         let ca_fingerprint = self.0.ca_fingerprint.ok_or(AccessError::NoCertificate)?;
         let TokenWish { ttl, uses, slave, labels, replace } = wish;
         loop {
@@ -172,13 +188,14 @@ impl Access {
         labels: Labels,
         replace: bool,
     ) -> Result<SlaveSecret, AccessError> {
+        self.require_own_broker()?;
         let secret = SlaveSecret::from_random(random()?);
         let hash = Hash::of(secret.to_string().as_bytes());
         self.change(Request::AddSlave { id, secret: hash, labels, replace }).await?;
         Ok(secret)
     }
 
-    /// Forgets a slave and ends its sessions.
+    /// Forgets a slave and ends its sessions; at a broker that others run, its account and its sessions are theirs to end.
     pub(crate) async fn remove_slave(&self, id: SlaveId) -> Result<(), AccessError> {
         let is_listed = self.0.view.get(id.as_str()).is_some();
         self.change(Request::RemoveSlave { id, is_listed }).await.map(drop)
@@ -190,6 +207,7 @@ impl Access {
     }
 
     pub(crate) async fn add_account(&self, wish: AccountWish) -> Result<Account, AccessError> {
+        self.require_own_broker()?;
         let AccountWish { name, role, password, publish, subscribe } = wish;
         if !(PASSWORD_BYTES_MIN..=PASSWORD_BYTES_MAX).contains(&password.len()) {
             let problem = format!("a password has {PASSWORD_BYTES_MIN} to {PASSWORD_BYTES_MAX} bytes");
@@ -285,18 +303,25 @@ impl Access {
             changes.into_iter().for_each(|change| registry.apply(change));
         }
         drop(turn);
-        let Some(broker) = self.0.broker.get() else { return Ok(()) };
-        if let Some(account) = ends {
+        let own_broker = self.0.broker.get();
+        if own_broker.is_none() && !self.0.is_external {
+            return Ok(());
+        }
+        if let Some((broker, account)) = own_broker.zip(ends) {
             broker.end_account(&account).await;
         }
         if let Some(slave) = removed {
-            // Nothing more can be said in its name; what was said is on its way, and this comes after it.
+            // What was said in its name is on its way, and this comes after it; at our own broker nothing more can be said.
             let farewell = self.0.view.expect_farewell(&slave, mark.clone());
             self.tell(Input::Farewell { slave, mark }).await?;
             // Should it take longer, the id can be had again a little later.
             let _ = tokio::time::timeout(FAREWELL_TIME_MAX, farewell).await;
         }
         Ok(())
+    }
+
+    fn require_own_broker(&self) -> Result<(), AccessError> {
+        if self.0.is_external { Err(AccessError::External) } else { Ok(()) }
     }
 
     async fn tell(&self, input: Input) -> Result<(), AccessError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rpicluster_broker::{LinkReceiver, RouterStopped};
+use rpicluster_broker::RouterStopped;
 use rpicluster_core::Moment;
 use rpicluster_protocol::{SlaveId, Topic, Upward};
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ use crate::health::{BEAT_INTERVAL, Health};
 use crate::loglimit::{LogLimit, Quoted};
 use crate::mailbox::{Mail, Mailbox, Wishes};
 use crate::publish::Publish;
+use crate::source::Source;
 use crate::tasks::RunError;
 use crate::view::Slave;
 
@@ -67,20 +68,18 @@ impl<P: Publish> Bus<P> {
     ///
     /// # Errors
     /// If the broker has stopped or a handler has panicked.
-    pub(crate) async fn run(mut self, mut link: LinkReceiver, mut stop: watch::Receiver<bool>) -> Result<(), RunError> {
+    pub(crate) async fn run(mut self, mut source: Source, mut stop: watch::Receiver<bool>) -> Result<(), RunError> {
         let mut stopped = std::pin::pin!(async { drop(stop.wait_for(|stop| *stop).await) });
         let mut beat = tokio::time::interval(BEAT_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                delivery = link.recv() => {
-                    let delivery = delivery?;
-                    let topic = delivery.response_topic().map(str::to_owned);
-                    let wishes = Wishes { topic, correlation_data: delivery.correlation_data() };
+                arrival = source.recv() => {
+                    let arrival = arrival?;
                     let now = clock::now();
                     // Before the engine hears of it: after an absence it learns of that first.
                     self.health.bus.beat(now);
-                    self.deliver(delivery.topic(), delivery.payload(), wishes, now);
+                    self.deliver(arrival.topic(), arrival.payload(), arrival.wishes(), arrival.is_retained(), now);
                     // A flood never makes this wait: let the handlers work, also on a machine with one core.
                     tokio::task::consume_budget().await;
                 }
@@ -93,7 +92,7 @@ impl<P: Publish> Bus<P> {
         }
     }
 
-    fn deliver(&mut self, topic: &str, payload: Bytes, wishes: Wishes, at: Moment) {
+    fn deliver(&mut self, topic: &str, payload: Bytes, wishes: Wishes, retained: bool, at: Moment) {
         if payload.is_empty() && self.is_farewell(topic, &wishes) {
             return;
         }
@@ -104,10 +103,10 @@ impl<P: Publish> Bus<P> {
         }
         slave.counters.received.count();
         // A `state` may be a will, or the master's own: whether it is a sign of life is decided where it is read.
-        if leaf != Upward::State && slave.pulse.beat(at) {
+        if leaf != Upward::State && !retained && slave.pulse.beat(at) {
             self.report(&slave, at);
         }
-        if mailbox.push(Mail { leaf, payload, wishes, at }) {
+        if mailbox.push(Mail { leaf, payload, wishes, retained, at }) {
             slave.counters.shed.count();
         }
     }

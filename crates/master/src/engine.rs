@@ -40,7 +40,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A slave's `state`, of a protocol version that this master speaks.
-    Claim { slave: Arc<Slave>, state: State, at: Moment },
+    /// `retained` is a copy that an external broker kept; the embedded one sends its master none.
+    Claim { slave: Arc<Slave>, state: State, retained: bool, at: Moment },
     /// A sign of life that the engine had asked for.
     Sign { slave: Arc<Slave>, at: Moment },
     /// The slave's details in the view are new.
@@ -79,8 +80,12 @@ pub(crate) struct Engine {
     rewrites_owed: BTreeSet<SlaveId>,
     announces_owed: BTreeSet<SlaveId>,
     farewells_owed: BTreeMap<SlaveId, Bytes>,
-    /// When bus and engine were last known to run, both.
+    /// When bus, engine and broker were last known to be well, all of them.
     sound_at: Moment,
+    /// Until then all that slaves said was heard, or they were given time for what was not.
+    heard_until: Moment,
+    /// Which connection to an external broker is the one we hear.
+    connection: u64,
 }
 
 /// What the engine works with.
@@ -123,6 +128,8 @@ impl Engine {
             announces_owed: BTreeSet::new(),
             farewells_owed: BTreeMap::new(),
             sound_at: now,
+            heard_until: now,
+            connection: 0,
         }
     }
 
@@ -150,24 +157,30 @@ impl Engine {
 
     /// Takes a batch of inputs; judges silence if there are `no_more`.
     fn step(&mut self, batch: &mut Vec<Input>, no_more: bool, now: Moment, wall: Timestamp) {
-        let hears = self.notice_pause(now);
+        let heard_until = self.notice_pause(now);
         for input in batch.drain(..) {
             self.take(input);
         }
-        if no_more && hears {
-            self.judge_silence(now);
+        if let Some(heard_until) = heard_until.filter(|_| no_more) {
+            self.judge_silence(heard_until);
         }
         self.apply(now, wall);
         let is_due = now.since(self.saved_at) >= SAVE_INTERVAL && !self.unsaved.is_empty();
         if is_due || !self.commits.is_empty() {
             self.save(now);
         }
-        self.pay();
+        // What is owed is not said to a broker that is away: it is made of what holds when that is back.
+        if self.health.hearing.until(now).is_some() {
+            self.pay();
+        }
         self.health.engine.beat(now);
     }
 
     fn wait(&self, now: Moment) -> Duration {
-        let deadline = self.presence.poll_timeout().map_or(BEAT_INTERVAL, |deadline| deadline.since(now));
+        let deadline = match self.presence.poll_timeout() {
+            Some(deadline) if self.health.hearing.until(now).is_some() => deadline.since(now),
+            _ => BEAT_INTERVAL,
+        };
         // A due deadline that may not be judged yet must not become a busy loop.
         deadline.clamp(Duration::from_millis(10), BEAT_INTERVAL)
     }
@@ -176,9 +189,8 @@ impl Engine {
         match input {
             Input::Claim { slave, .. } | Input::Sign { slave, .. } | Input::Details { slave } if slave.is_removed() => {
             }
-            Input::Claim { slave, state, at } => {
-                // The embedded broker sends the master no kept copies: everything is said now.
-                let claim = Core::Claim { slave: slave.id.clone(), state, retained: false };
+            Input::Claim { slave, state, retained, at } => {
+                let claim = Core::Claim { slave: slave.id.clone(), state, retained };
                 self.presence.handle(at, claim, &mut self.effects);
             }
             Input::Sign { slave, at } => {
@@ -190,21 +202,32 @@ impl Engine {
         }
     }
 
-    /// Tells core when bus or engine was away (stopped, suspended, a slow commit). Returns whether the bus hears now.
-    fn notice_pause(&mut self, now: Moment) -> bool {
+    /// Tells core when bus or engine was away (stopped, suspended, a slow commit), or an external broker. Returns until when
+    /// slaves have been heard; nothing while nobody can be.
+    fn notice_pause(&mut self, now: Moment) -> Option<Moment> {
         if self.health.bus.age(now) > PAUSE_MIN {
-            return false;
+            return None;
         }
-        let gap = now.since(self.sound_at);
-        self.sound_at = now;
-        if gap > PAUSE_MIN {
+        let (connection, heard_until) = self.health.hearing.until(now)?;
+        let broker_is_back = std::mem::replace(&mut self.connection, connection) != connection;
+        let was_away = now.since(std::mem::replace(&mut self.sound_at, now)) > PAUSE_MIN;
+        if !broker_is_back && !was_away {
+            self.heard_until = self.heard_until.max(heard_until);
+            return Some(self.heard_until);
+        }
+        let gap = now.since(std::mem::replace(&mut self.heard_until, now));
+        for slave in self.view.all() {
+            self.presence.heard(&slave.id, slave.pulse.heard());
+        }
+        if broker_is_back {
+            self.presence.handle(now, Core::BrokerBack(gap), &mut self.effects);
+            // They may have been lost with the connection before.
+            self.farewells_owed.extend(self.view.farewells());
+        } else {
             warn!(gap_ms = gap.as_millis() as u64, "the master was away: slaves get as much more time to be heard");
-            for slave in self.view.all() {
-                self.presence.heard(&slave.id, slave.pulse.heard());
-            }
             self.presence.handle(now, Core::Paused(gap), &mut self.effects);
         }
-        true
+        Some(now)
     }
 
     fn judge_silence(&mut self, now: Moment) {

@@ -82,9 +82,12 @@ impl<P: Publish> Handler<P> {
 
     /// Does everything but wait; what the engine has to be told of it. So an idle task is small: there are many.
     fn handle(&mut self, mail: Mail) -> Option<Input> {
-        let Mail { leaf, payload, wishes, at } = mail;
+        let Mail { leaf, payload, wishes, retained, at } = mail;
         let input = match parse_from_slave(leaf, &payload) {
+            Ok(envelope) if retained => self.kept(envelope, at),
             Ok(envelope) => self.understood(envelope, &wishes, at),
+            // Nobody says it now.
+            Err(_) if retained => None,
             Err(error) => {
                 self.answers.complain(&wishes, error.re, BadMessage::Error(error.problem), at);
                 if leaf == Upward::State { self.life(at) } else { None }
@@ -96,7 +99,13 @@ impl<P: Publish> Handler<P> {
 
     fn understood(&mut self, envelope: Envelope<FromSlave>, wishes: &Wishes, at: Moment) -> Option<Input> {
         match envelope.message {
-            FromSlave::State(state) => return self.state(state, envelope.id, wishes, at),
+            FromSlave::State(state) => {
+                if let Some(error) = foreign_protocol(&state) {
+                    self.answers.complain(wishes, envelope.id, BadMessage::Error(error), at);
+                    return self.life(at);
+                }
+                return Some(self.claim(state, false, at));
+            }
             FromSlave::ComputerDetails(details) => return self.details(details.into(), at),
             FromSlave::Vitals(vitals) => self.slave.set_vitals(vitals.into()),
             FromSlave::Message(text) => {
@@ -118,19 +127,23 @@ impl<P: Publish> Handler<P> {
         None
     }
 
-    fn state(&mut self, state: State, id: Option<RequestId>, wishes: &Wishes, at: Moment) -> Option<Input> {
-        if let Some(other) = state.protocol.filter(|number| *number != PROTOCOL_VERSION) {
-            let error = format!("state: protocol {other} is not spoken here: this master speaks {PROTOCOL_VERSION}");
-            self.answers.complain(wishes, id, BadMessage::Error(error), at);
-            return self.life(at);
+    /// A copy that the broker kept tells what was; nobody waits for an answer, or asks for one again.
+    fn kept(&mut self, envelope: Envelope<FromSlave>, at: Moment) -> Option<Input> {
+        match envelope.message {
+            FromSlave::State(state) if foreign_protocol(&state).is_none() => Some(self.claim(state, true, at)),
+            FromSlave::ComputerDetails(details) => self.details(details.into(), at),
+            _ => None,
         }
+    }
+
+    fn claim(&self, state: State, retained: bool, at: Moment) -> Input {
         let state = State {
             boot_id: state.boot_id.map(short),
             version: state.version.map(short),
             reason: state.reason.map(short),
             ..state
         };
-        Some(Input::Claim { slave: self.slave.clone(), state, at })
+        Input::Claim { slave: self.slave.clone(), state, retained, at }
     }
 
     fn details(&mut self, details: Arc<Details>, at: Moment) -> Option<Input> {
@@ -192,6 +205,12 @@ impl<P: Publish> Handler<P> {
         };
         Some(own.and(shared))
     }
+}
+
+/// What is wrong with a `state` of another protocol than ours.
+fn foreign_protocol(state: &State) -> Option<String> {
+    let other = state.protocol.filter(|number| *number != PROTOCOL_VERSION)?;
+    Some(format!("state: protocol {other} is not spoken here: this master speaks {PROTOCOL_VERSION}"))
 }
 
 fn short(text: String) -> String {

@@ -1,4 +1,4 @@
-//! Heartbeats of the two parts without which the master is deaf: bus and engine.
+//! Heartbeats of the two parts without which the master is deaf, bus and engine; and whether it hears a broker elsewhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +19,7 @@ const BEAT_AGE_MAX: Duration = Duration::from_secs(3);
 pub(crate) struct Health {
     pub(crate) bus: Beat,
     pub(crate) engine: Beat,
+    pub(crate) hearing: Arc<Hearing>,
 }
 
 /// Follows whether a running master's loops turn, for a watchdog.
@@ -32,17 +33,69 @@ impl Pulse {
     }
 }
 
+/// Until when all that slaves said has been heard. A broker in this process hides nothing; of one elsewhere only what came
+/// from it proves that nothing is missing.
+#[derive(Debug)]
+pub(crate) struct Hearing {
+    /// How many connections there were to a broker elsewhere.
+    connections: AtomicU64,
+    /// When the broker was last heard; `DEAF` without a connection, never in the past for the broker in this process.
+    proof: AtomicU64,
+}
+
+const DEAF: u64 = 0;
+
 /// When one part last showed that it runs.
 #[derive(Debug)]
 pub(crate) struct Beat(AtomicU64);
 
 impl Health {
-    pub(crate) fn new(now: Moment) -> Health {
-        Health { bus: Beat(AtomicU64::new(now.as_millis())), engine: Beat(AtomicU64::new(now.as_millis())) }
+    pub(crate) fn new(now: Moment, hearing: Arc<Hearing>) -> Health {
+        let beat = || Beat(AtomicU64::new(now.as_millis()));
+        Health { bus: beat(), engine: beat(), hearing }
     }
 
     fn is_alive(&self, now: Moment) -> bool {
         self.bus.is_alive(now) && self.engine.is_alive(now)
+    }
+}
+
+impl Hearing {
+    /// Of the broker in this process.
+    pub(crate) fn here() -> Hearing {
+        Hearing { connections: AtomicU64::new(0), proof: AtomicU64::new(Moment::NEVER.as_millis()) }
+    }
+
+    /// Of a broker elsewhere, to which there is no connection yet.
+    pub(crate) fn elsewhere() -> Hearing {
+        Hearing { connections: AtomicU64::new(0), proof: AtomicU64::new(DEAF) }
+    }
+
+    /// There is a connection, and all that is said from now on comes through it.
+    pub(crate) fn found(&self, now: Moment) {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        self.proof.store(now.as_millis(), Ordering::SeqCst);
+    }
+
+    /// Something came through the connection.
+    pub(crate) fn heard(&self, now: Moment) {
+        self.proof.store(now.as_millis(), Ordering::SeqCst);
+    }
+
+    /// The connection is lost.
+    pub(crate) fn lost(&self) {
+        self.proof.store(DEAF, Ordering::SeqCst);
+    }
+
+    /// The number of the connection, and until when all was heard; nothing while there is none.
+    pub(crate) fn until(&self, now: Moment) -> Option<(u64, Moment)> {
+        let proof = self.proof.load(Ordering::SeqCst);
+        (proof != DEAF).then(|| (self.connections.load(Ordering::SeqCst), now.min(Moment::from_millis(proof))))
+    }
+
+    /// How many connections there were.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Mail {
     pub(crate) payload: Bytes,
     /// Where and with what an answer is wanted.
     pub(crate) wishes: Wishes,
+    /// It is a copy that an external broker kept.
+    pub(crate) retained: bool,
     /// When the bus took it.
     pub(crate) at: Moment,
 }
@@ -131,7 +133,7 @@ mod tests {
 
     fn mail(leaf: Upward, payload: &str) -> Mail {
         let payload = Bytes::copy_from_slice(payload.as_bytes());
-        Mail { leaf, payload, wishes: Wishes::default(), at: Moment::default() }
+        Mail { leaf, payload, wishes: Wishes::default(), retained: false, at: Moment::default() }
     }
 
     fn payloads(batch: &[Mail]) -> Vec<&[u8]> {

@@ -1,8 +1,10 @@
-//! The way out: the broker's link, or a stand-in in tests.
+//! The way out: the embedded broker's link, the connection to a broker elsewhere, or a stand-in in tests.
 
 use std::future::Future;
 
 use rpicluster_broker::{LinkSender, Outgoing, RouterStopped};
+
+use crate::remote::RemoteSender;
 
 /// Whoever can publish in the master's name. Cheap to clone.
 pub(crate) trait Publish: Clone + Send + Sync + 'static {
@@ -10,9 +12,24 @@ pub(crate) trait Publish: Clone + Send + Sync + 'static {
     fn publish(&self, message: Outgoing) -> impl Future<Output = Result<(), RouterStopped>> + Send;
 }
 
-impl Publish for LinkSender {
+/// The way out of a running master.
+#[derive(Clone)]
+pub(crate) enum Wire {
+    /// To the embedded broker.
+    Link(LinkSender),
+    /// To a broker elsewhere.
+    Remote(RemoteSender),
+}
+
+impl Publish for Wire {
     async fn publish(&self, message: Outgoing) -> Result<(), RouterStopped> {
-        LinkSender::publish(self, message).await
+        match self {
+            Wire::Link(link) => link.publish(message).await,
+            Wire::Remote(remote) => {
+                remote.publish(message).await;
+                Ok(())
+            }
+        }
     }
 }
 

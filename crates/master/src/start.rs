@@ -9,15 +9,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use rpicluster_broker::{
-    BindError, Broker, BrokerConfig, LinkError, LinkReceiver, LinkSender, Outgoing, QoS, Security,
-};
+use rpicluster_broker::{BindError, Broker, BrokerConfig, LinkError, Security};
+use rpicluster_client::Connection;
 use rpicluster_machine::{PrivateError, Sampler};
-use rpicluster_protocol::limits::PROTOCOL_VERSION;
 use rpicluster_protocol::{
-    Envelope, FromSlave, Liveness, MessageError, SessionId, State, ToSlave, Topic, TopicRoot, Upward,
-    encode_from_slave, encode_to_slave,
+    Envelope, FromSlave, MessageError, SessionId, State, Topic, TopicRoot, Upward, encode_from_slave,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,11 +27,13 @@ use crate::commands::{self, COMMANDS_MAX};
 use crate::config::MasterConfig;
 use crate::counters::MasterCounters;
 use crate::engine::{Engine, INPUTS_MAX, Input, Surroundings};
+use crate::front::{Front, FrontView};
 use crate::handler::World;
 use crate::health::{Health, Pulse};
 use crate::local_token::LocalToken;
 use crate::loglimit::SharedLogLimit;
-use crate::publish::Publish;
+use crate::own_state::own_state;
+use crate::publish::{Publish, Wire};
 use crate::store::{Store, StoreError, StoredSlave};
 use crate::tasks::{RunError, Tasks};
 use crate::view::{Latest, View};
@@ -64,8 +62,10 @@ pub struct Settings {
     pub root: TopicRoot,
     /// Section `[master]` of `rpicluster.toml`.
     pub master: MasterConfig,
-    /// `broker.toml`.
+    /// `broker.toml`, for the master's own broker.
     pub broker: BrokerConfig,
+    /// A broker that others run, in the place of the master's own.
+    pub external: Option<Connection>,
 }
 
 /// Why a master could not start.
@@ -119,11 +119,9 @@ pub struct Master {
     store: Store,
     slaves: Vec<StoredSlave>,
     view: Arc<View>,
-    session: SessionId,
     access: Access,
     inputs: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
-    broker: Broker,
-    link: (LinkSender, LinkReceiver),
+    front: Front,
     http: TcpListener,
     http_address: SocketAddr,
     certificates: Certificates,
@@ -135,7 +133,7 @@ pub struct Master {
 }
 
 impl Master {
-    /// Opens the store, starts the broker and binds all addresses.
+    /// Opens the store, starts the broker (unless others run it) and binds all addresses.
     ///
     /// # Errors
     /// [`StartError`] names what is in the way and what to do.
@@ -144,7 +142,6 @@ impl Master {
         let store = Store::open(&settings.master.state_dir)?;
         let slaves = store.slaves()?;
         let view = Arc::new(view_of(&slaves, settings.master.slaves_max));
-        let session = random_session()?;
 
         let names = server_names(&settings);
         let own = settings.master.tls_certificate.clone().zip(settings.master.tls_key.clone());
@@ -158,42 +155,54 @@ impl Master {
             view: view.clone(),
             engine: inputs.0.downgrade(),
             ca_fingerprint: Some(certificates.fingerprint()),
+            is_external: settings.external.is_some(),
             slaves_max: settings.master.slaves_max,
         };
         let access = Access::new(surroundings, store.access()?);
-        let security = Security { authenticator: Arc::new(access.clone()), tls: Some(tls.clone()) };
-        let broker = Broker::bind(settings.broker.clone(), security).await.map_err(unbound)?;
-        access.attach(broker.handle());
-        seed(&broker, &settings.root, &slaves, &session)?;
-        let link = broker.link(vec![settings.root.every_slave()])?;
+        let random = random_bits()?;
+        let front = match settings.external.clone() {
+            Some(connection) => Front::external(connection, &settings.root, u64::from_ne_bytes(random)),
+            None => {
+                let session = SessionId::from_random(u64::from_ne_bytes(random));
+                let security = Security { authenticator: Arc::new(access.clone()), tls: Some(tls.clone()) };
+                let broker = Broker::bind(settings.broker.clone(), security).await.map_err(unbound)?;
+                access.attach(broker.handle());
+                seed(&broker, &settings.root, &slaves, &session)?;
+                Front::own(broker, &settings.root, session)?
+            }
+        };
 
         let address = settings.master.http;
         let refused = |cause| StartError::Http { address, cause };
         let http = TcpListener::bind(address).await.map_err(refused)?;
         let http_address = http.local_addr().map_err(refused)?;
+        let health = Arc::new(Health::new(clock::now(), front.view.hearing()));
         Ok(Master {
             settings,
             store,
             slaves,
             view,
-            session,
             access,
             inputs,
-            broker,
-            link,
+            front,
             http,
             http_address,
             certificates,
             tls: tls.into(),
             local_token,
-            health: Arc::new(Health::new(clock::now())),
+            health,
             names: machine_names(&names),
         })
     }
 
-    /// Names and addresses of the broker's listeners.
+    /// Names and addresses of the listeners of the master's own broker.
     pub fn mqtt_addresses(&self) -> Vec<(String, SocketAddr)> {
-        self.broker.addresses()
+        self.front.view.addresses().to_vec()
+    }
+
+    /// Where the broker is that others run, if there is one.
+    pub fn external_broker(&self) -> Option<String> {
+        self.front.view.external().map(|page| page.address)
     }
 
     /// Where HTTP is served: `https://…` if others than this machine can reach it.
@@ -216,14 +225,21 @@ impl Master {
     /// # Errors
     /// The first part that fails ends the master.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
-        let (root, session, goodbye) = (self.settings.root.clone(), self.session.clone(), self.link.0.clone());
+        let goodbye = match &self.front.view {
+            FrontView::Own { session, .. } => Some((session.clone(), self.front.wire.clone())),
+            // The connection to it says goodbye itself, when all has been said.
+            FrontView::External(_) => None,
+        };
+        let root = self.settings.root.clone();
         let mut running = self.start();
         tokio::select! {
             () = shutdown => {}
             error = running.tasks.failure() => return Err(error),
         }
         info!("the master stops");
-        say_goodbye(&goodbye, &root, session).await;
+        if let Some((session, wire)) = goodbye {
+            say_goodbye(&wire, &root, &session).await;
+        }
         running.stop().await
     }
 
@@ -231,6 +247,7 @@ impl Master {
         let now = clock::now();
         let http_tls = (!self.http_is_local()).then(|| self.tls.clone());
         let health = self.health;
+        let Front { wire, source, view: front, serving } = self.front;
         let counters = Arc::new(MasterCounters::default());
         let (stop_front, stop) = watch::channel(false);
         let (stop_broker, broker_stop) = oneshot::channel::<()>();
@@ -238,7 +255,6 @@ impl Master {
         let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let mut sampler = Sampler::new();
         let (machine_sender, machine) = watch::channel(sampler::sample(&mut sampler));
-        let (publisher, link) = self.link;
         let root = self.settings.root;
 
         let site = Arc::new(Site {
@@ -246,10 +262,8 @@ impl Master {
             view: self.view.clone(),
             health: health.clone(),
             counters: counters.clone(),
-            broker: self.broker.stats(),
-            session: self.session,
+            front,
             started: now,
-            mqtt: self.broker.addresses(),
         });
         let surroundings = Surroundings {
             view: self.view.clone(),
@@ -266,17 +280,17 @@ impl Master {
             view: self.view,
             engine: engine_sender,
             machine,
-            publisher: publisher.clone(),
+            publisher: wire.clone(),
             log: SharedLogLimit::new(PEER_LOG.0, PEER_LOG.1),
         });
         let bus = Bus::new(world, health, counters.clone());
 
         let mut tasks = Tasks::default();
         // Dropped with us or told: both mean that the broker stops.
-        tasks.spawn(BROKER_TASK, self.broker.run(async { drop(broker_stop.await) }));
-        tasks.spawn("bus", bus.run(link, stop.clone()));
+        tasks.spawn(BROKER_TASK, serving.run(async { drop(broker_stop.await) }));
+        tasks.spawn("bus", bus.run(source, stop.clone()));
         tasks.spawn_thread("engine", move || engine.run(engine_inputs));
-        tasks.spawn("command sender", commands::send(commands, root, publisher, counters));
+        tasks.spawn("command sender", commands::send(commands, root, wire, counters));
         tasks.spawn("certificates", self.certificates.watch(stop.clone()));
         tasks.spawn("sampler", sampler::run(sampler, machine_sender, stop.clone()));
         let http_open = self.settings.master.http_open;
@@ -342,10 +356,6 @@ fn unbound(error: BindError) -> StartError {
     StartError::Mqtt { cause: error, remedy }
 }
 
-fn random_session() -> Result<SessionId, StartError> {
-    Ok(SessionId::from_random(u64::from_ne_bytes(random_bits()?)))
-}
-
 fn random_bits<const N: usize>() -> Result<[u8; N], StartError> {
     let mut bits = [0; N];
     getrandom::fill(&mut bits).map_err(|error| StartError::Random(error.to_string()))?;
@@ -368,33 +378,15 @@ fn seed(broker: &Broker, root: &TopicRoot, slaves: &[StoredSlave], session: &Ses
             put(Upward::Details, FromSlave::ComputerDetails(Box::new(details.clone())))?;
         }
     }
-    let state = encode_to_slave(&own_state(Liveness::Online, session.clone(), None))?;
-    broker.seed_retained(&root.name(&Topic::MasterState), &state);
+    let state = own_state(root, session, None)?;
+    broker.seed_retained(&state.topic, &state.payload);
     Ok(())
 }
 
-fn own_state(state: Liveness, session: SessionId, reason: Option<&str>) -> Envelope<ToSlave> {
-    Envelope::new(ToSlave::State(State {
-        state,
-        session,
-        protocol: Some(PROTOCOL_VERSION),
-        boot_id: None,
-        version: Some(crate::VERSION.to_owned()),
-        slots: None,
-        reason: reason.map(str::to_owned),
-    }))
-}
-
-async fn say_goodbye(publisher: &impl Publish, root: &TopicRoot, session: SessionId) {
-    let Ok(payload) = encode_to_slave(&own_state(Liveness::Offline, session, Some("stopped"))) else { return };
-    let message = Outgoing {
-        topic: root.name(&Topic::MasterState),
-        payload: Bytes::from(payload),
-        qos: QoS::AtLeastOnce,
-        retain: true,
-        correlation_data: None,
-    };
-    if !matches!(tokio::time::timeout(GOODBYE_TIME_MAX, publisher.publish(message)).await, Ok(Ok(()))) {
+async fn say_goodbye(wire: &Wire, root: &TopicRoot, session: &SessionId) {
+    // A state is far below the limit of a message.
+    let Ok(offline) = own_state(root, session, Some("stopped")) else { return };
+    if !matches!(tokio::time::timeout(GOODBYE_TIME_MAX, wire.publish(offline)).await, Ok(Ok(()))) {
         warn!("the broker did not take the master's goodbye: slaves notice by the closed connection");
     }
 }

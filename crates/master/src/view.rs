@@ -132,6 +132,13 @@ impl View {
         is_last
     }
 
+    /// The farewells that have not come yet.
+    pub(crate) fn farewells(&self) -> Vec<(SlaveId, Bytes)> {
+        let known = self.read();
+        let expected = known.leaving.iter().filter_map(|(id, last)| Some((id.clone(), last.as_ref()?.mark.clone())));
+        expected.collect()
+    }
+
     /// The counters of all slaves together.
     pub(crate) fn figures(&self) -> SlaveFigures {
         let mut total = SlaveFigures::default();

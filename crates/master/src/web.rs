@@ -11,7 +11,6 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use rpicluster_broker::Stats;
 use rpicluster_core::Moment;
 use rpicluster_protocol::{Details, Liveness, SessionId, SlaveId, Timestamp, Vitals};
 use serde::Serialize;
@@ -19,7 +18,9 @@ use serde::Serialize;
 use crate::access::{Access, Labels};
 use crate::clock;
 use crate::counters::{MasterCounters, MasterFigures, SlaveFigures};
+use crate::front::FrontView;
 use crate::health::Health;
+use crate::remote::RemotePage;
 use crate::view::{Latest, Slave, View};
 
 mod admin;
@@ -35,10 +36,8 @@ pub(crate) struct Site {
     pub(crate) view: Arc<View>,
     pub(crate) health: Arc<Health>,
     pub(crate) counters: Arc<MasterCounters>,
-    pub(crate) broker: Arc<Stats>,
-    pub(crate) session: SessionId,
+    pub(crate) front: FrontView,
     pub(crate) started: Moment,
-    pub(crate) mqtt: Vec<(String, SocketAddr)>,
 }
 
 /// One slave as HTTP shows it.
@@ -64,9 +63,13 @@ struct SlavePage<'a> {
 #[derive(Serialize)]
 struct StatusPage<'a> {
     version: &'static str,
-    session: &'a SessionId,
+    session: SessionId,
     uptime_seconds: u64,
+    /// The listeners of the master's own broker.
     mqtt: BTreeMap<&'a str, SocketAddr>,
+    /// The broker that others run in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external_broker: Option<RemotePage>,
     slaves: usize,
     online: usize,
     counters: Totals,
@@ -87,6 +90,9 @@ struct HealthPage {
     status: &'static str,
     bus: &'static str,
     engine: &'static str,
+    /// The broker that others run, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broker: Option<RemotePage>,
 }
 
 #[derive(Serialize)]
@@ -136,13 +142,14 @@ async fn status(State(site): State<Arc<Site>>) -> Response {
     let slaves = with_latest(&site.view);
     Json(StatusPage {
         version: crate::VERSION,
-        session: &site.session,
+        session: site.front.session(),
         uptime_seconds: clock::now().since(site.started).as_secs(),
-        mqtt: site.mqtt.iter().map(|(name, address)| (name.as_str(), *address)).collect(),
+        mqtt: site.front.addresses().iter().map(|(name, address)| (name.as_str(), *address)).collect(),
+        external_broker: site.front.external(),
         slaves: slaves.len(),
         online: slaves.iter().filter(|(_, latest)| latest.state == Liveness::Online).count(),
         counters: Totals { slaves: site.view.figures(), master: site.counters.figures() },
-        broker: site.broker.snapshot(),
+        broker: site.front.figures(),
     })
     .into_response()
 }
@@ -151,8 +158,11 @@ async fn healthz(State(site): State<Arc<Site>>) -> Response {
     let now = clock::now();
     let (bus, engine) = (site.health.bus.is_alive(now), site.health.engine.is_alive(now));
     let word = |alive| if alive { "ok" } else { "stalled" };
-    let code = if bus && engine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let page = HealthPage { status: word(bus && engine), bus: word(bus), engine: word(engine) };
+    let broker = site.front.external();
+    let is_lost = broker.as_ref().is_some_and(|broker| !broker.connected);
+    let status = if bus && engine && is_lost { "no broker" } else { word(bus && engine) };
+    let code = if bus && engine && !is_lost { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let page = HealthPage { status, bus: word(bus), engine: word(engine), broker };
     (code, Json(page)).into_response()
 }
 

@@ -3,6 +3,7 @@
 //! This crate does no I/O. Bytes from the network become typed values here, once; everything behind it works with
 //! [`Topic`], [`FromSlave`] and [`ToSlave`]. The page for people is `docs/protocol.md`; its examples are this crate's tests.
 
+mod acl;
 mod id;
 mod job;
 pub mod limits;
@@ -11,6 +12,7 @@ mod task;
 mod token;
 mod topic;
 
+pub use acl::{Acl, AclError, OBSERVER};
 pub use id::{IdError, RequestId, SessionId, SlaveId};
 pub use job::{
     CancelRequest, DrainRequest, JobAccepted, JobEvent, JobInfo, JobRequest, JobState, RetryRequest, Share, ShareError,

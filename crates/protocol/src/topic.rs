@@ -123,7 +123,12 @@ impl TopicRoot {
 
     /// The filter that matches everything `slave` may say.
     pub fn from_slave(&self, slave: &SlaveId) -> String {
-        format!("{}/from/{slave}/#", self.0)
+        self.said_by(slave.as_str())
+    }
+
+    /// The same for a placeholder that stands for a user name in a broker's rules.
+    pub(crate) fn said_by(&self, placeholder: &str) -> String {
+        format!("{}/from/{placeholder}/#", self.0)
     }
 
     /// The filter that matches one thing that every slave says.
@@ -138,7 +143,17 @@ impl TopicRoot {
 
     /// The filter that matches everything `slave` is told: that slave's subscription.
     pub fn to_slave(&self, slave: &SlaveId) -> String {
-        format!("{}/to/{slave}/#", self.0)
+        self.told_to(slave.as_str())
+    }
+
+    /// The same for a placeholder that stands for a user name in a broker's rules.
+    pub(crate) fn told_to(&self, placeholder: &str) -> String {
+        format!("{}/to/{placeholder}/#", self.0)
+    }
+
+    /// The filter that matches all that anybody is told.
+    pub(crate) fn to_all(&self) -> String {
+        format!("{}/to/#", self.0)
     }
 
     /// The prefix, with its `/`, below which a Response Topic of this slave must lie (MQTT 5).

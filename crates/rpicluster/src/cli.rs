@@ -17,8 +17,8 @@ use crate::http::MasterUrl;
 use crate::text::Hidden;
 
 pub(crate) use admin::{
-    AccountArgs, AccountCommand, AccountRole, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs, SlavesCommand, TokenArgs,
-    TokenCommand,
+    AccountArgs, AccountCommand, AccountRole, AclArgs, AclFormat, ApiTokenArgs, ApiTokenCommand, EnrolmentArgs,
+    SlavesCommand, TokenArgs, TokenCommand,
 };
 pub(crate) use install::{InstallArgs, Service};
 
@@ -36,6 +36,7 @@ Examples:
   rpicluster slave --master head.local        and from then on
   rpicluster slaves --watch                   who is there, and how they fare
   rpicluster slaves pi-7 --json               one slave, for scripts
+  rpicluster acl --format mosquitto           the rules for a broker of your own ([cluster] broker)
   RPICLUSTER__LOG__LEVEL=debug rpicluster master
                                               any setting from the environment
 
@@ -55,7 +56,7 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the master, with the MQTT broker inside it
+    /// Run the master, with the MQTT broker inside it (unless [cluster] broker names another)
     Master(MasterArgs),
     /// Run the agent of a slave
     Slave(SlaveArgs),
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     Account(AccountArgs),
     /// Make, list and revoke tokens for the HTTP API
     ApiToken(ApiTokenArgs),
+    /// Print the rules and accounts that a broker of your own needs ([cluster] broker)
+    Acl(AclArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
     /// Make a systemd service of master or slave
@@ -263,6 +266,8 @@ mod tests {
             "rpicluster install slave --print --token x",
             "rpicluster token create --ttl soon",
             "rpicluster account add x --role king",
+            "rpicluster acl",
+            "rpicluster acl --format nginx",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");

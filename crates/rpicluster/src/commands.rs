@@ -1,6 +1,7 @@
 //! The commands, one in each file.
 
 mod account;
+mod acl;
 mod api_token;
 mod check_config;
 mod demo;
@@ -31,6 +32,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Token(args) => token::run(args),
         Command::Account(args) => account::run(args),
         Command::ApiToken(args) => api_token::run(args),
+        Command::Acl(args) => acl::run(&args),
         Command::Health(args) => health::run(args),
         Command::Install(args) => install::run(args),
         Command::CheckConfig(args) => check_config::run(&args),

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rpicluster_client::{BrokerAddress, BrokerStream, Connection, PinnedCa, Trust, TrustError};
+use rpicluster_client::{Backoff, BrokerAddress, BrokerStream, Connection, PinnedCa, Trust, TrustError};
 use rpicluster_protocol::SlaveId;
 use rpicluster_protocol::{ENROL_PREFIX, JoinToken};
 use rumqttc::v5::mqttbytes::Error as CodecError;
@@ -19,7 +19,6 @@ use tokio::select;
 use tokio::sync::watch;
 use tokio::time;
 
-use crate::backoff::Backoff;
 use crate::identity::Identity;
 use crate::pulse::Pulse;
 use crate::slave::SlaveError;
@@ -66,7 +65,7 @@ impl Joining {
     ) -> Result<Option<Connection>, SlaveError> {
         // Before it is sent: were it lost after the master has stored it, the id would be taken by nobody.
         self.identity.store()?;
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             pulse.expect_within(ATTEMPT_TIMEOUT);
             let attempt = select! {

@@ -7,7 +7,6 @@
 //! it reacts is its [`Behaviour`]; the default is [`Agent`], which tells about this machine. Many slaves can run in one
 //! process.
 
-mod backoff;
 mod behaviour;
 mod config;
 mod identity;

@@ -3,7 +3,7 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 
-use rpicluster_client::{BrokerAddress, Connection, TrustError};
+use rpicluster_client::{Backoff, BrokerAddress, Connection, TrustError};
 use rpicluster_protocol::JoinToken;
 use rpicluster_protocol::limits::PROTOCOL_VERSION;
 use rpicluster_protocol::{
@@ -14,7 +14,6 @@ use tokio::select;
 use tokio::sync::{mpsc, watch};
 use tokio::time;
 
-use crate::backoff::Backoff;
 use crate::behaviour::Behaviour;
 use crate::config::{ConfigError, SlaveConfig};
 use crate::identity::{Identity, IdentityError};
@@ -227,7 +226,7 @@ impl Slave {
         if connection.exposes_password() {
             tracing::warn!(broker = %self.address, "the password crosses the network for everybody to read: use mqtts://");
         }
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             let session = SessionId::from_random(getrandom::u64()?);
             let (error, held) = match session::run(self, &connection, &session, &mut random, shutdown.as_mut()).await {

@@ -377,6 +377,58 @@ fn a_connection_lost_while_the_master_was_away_is_no_proof() {
 }
 
 #[test]
+fn when_the_broker_is_back_everybody_is_asked_and_nobody_pays_for_the_gap() {
+    let gap = Duration::from_secs(100);
+    let mut bench = Bench::new();
+    bench.online("s1");
+    bench.now = bench.now + gap;
+    bench.handle(Input::BrokerBack(gap));
+    assert_eq!((bench.shown(), bench.announces), (ONLINE, 1));
+    bench.advance(TIMEOUT - Duration::from_secs(1));
+    assert_eq!(bench.shown(), ONLINE);
+    bench.advance(Duration::from_secs(1));
+    assert_eq!(bench.shown(), offline(SILENT), "it did not come back");
+}
+
+#[test]
+fn what_the_broker_keeps_is_put_right_unless_the_slave_does_so_itself_in_time() {
+    let kept =
+        |session: &str, liveness| Input::Claim { slave: pi(), state: state(liveness, session, None), retained: true };
+    let gone = || {
+        let mut bench = Bench::new();
+        bench.online("s1");
+        bench.will("s1");
+        // The broker comes back with an empty memory.
+        bench.retained = None;
+        bench.handle(Input::BrokerBack(Duration::ZERO));
+        bench
+    };
+    let mut forgotten = gone();
+    forgotten.advance(TIMEOUT);
+    assert_eq!(forgotten.retained(), (Liveness::Offline, "s1"));
+    assert_eq!(forgotten.presence.poll_timeout(), None);
+
+    let mut kept_well = gone();
+    kept_well.handle(kept("s1", Liveness::Offline));
+    kept_well.advance(TIMEOUT);
+    assert_eq!(kept_well.retained, None, "nothing had to be written");
+
+    let mut newer = gone();
+    newer.handle(kept("s2", Liveness::Online));
+    newer.advance(Duration::from_secs(1));
+    assert_eq!((newer.shown(), newer.retained.is_none()), (offline(SILENT), true), "it may answer yet");
+    newer.advance(TIMEOUT);
+    assert_eq!(newer.retained(), (Liveness::Offline, "s2"));
+
+    let mut back = gone();
+    back.online("s2");
+    back.advance(TIMEOUT - Duration::from_secs(1));
+    assert_eq!((back.shown(), back.retained()), (ONLINE, (Liveness::Online, "s2")));
+    back.advance(Duration::from_secs(1));
+    assert_eq!(back.shown(), offline(SILENT));
+}
+
+#[test]
 fn a_removed_slave_is_forgotten_until_it_speaks() {
     let mut bench = Bench::new();
     bench.online("s1");

@@ -41,7 +41,7 @@ impl Bench {
         let now = clock::now();
         let surroundings = engine::Surroundings {
             view: view.clone(),
-            health: Arc::new(Health::new(now)),
+            health: Arc::new(Health::new(now, Arc::new(crate::health::Hearing::here()))),
             counters: Arc::default(),
             log: Arc::new(SharedLogLimit::new(100, Duration::from_secs(1))),
             commands: mpsc::channel(100).0,
@@ -53,6 +53,7 @@ impl Bench {
             view: view.clone(),
             engine: inputs.downgrade(),
             ca_fingerprint: Some([7; 32]),
+            is_external: false,
             slaves_max: 10,
         };
         Bench { access: Access::new(surroundings, changes), view, inputs, engine, folder }
@@ -389,6 +390,7 @@ async fn without_a_certificate_there_are_no_tokens_but_slaves_can_be_added() {
         view: Arc::new(View::new(10)),
         engine: bench.inputs.downgrade(),
         ca_fingerprint: None,
+        is_external: false,
         slaves_max: 10,
     };
     let access = Access::new(surroundings, Vec::new());
@@ -397,6 +399,40 @@ async fn without_a_certificate_there_are_no_tokens_but_slaves_can_be_added() {
     let error = access.create_token(wish).await.unwrap_err();
     assert!(error.to_string().contains("certificate") && error.to_string().contains("slaves add"), "{error}");
     assert!(access.add_slave("pi".parse().unwrap(), Labels::new(), false).await.is_ok());
+}
+
+#[tokio::test]
+async fn accounts_at_a_broker_of_others_are_not_made_here_but_a_slave_is_forgotten() {
+    let bench = Bench::new();
+    let surroundings = Surroundings {
+        root: TopicRoot::default(),
+        view: bench.view.clone(),
+        engine: bench.inputs.downgrade(),
+        ca_fingerprint: Some([7; 32]),
+        is_external: true,
+        slaves_max: 10,
+    };
+    let access = Access::new(surroundings, Vec::new());
+    let pi: SlaveId = "pi".parse().unwrap();
+    let wish = TokenWish { ttl: Duration::from_secs(60), uses: 1, slave: None, labels: Labels::new(), replace: false };
+    assert_eq!(access.create_token(wish).await.unwrap_err(), AccessError::External);
+    assert_eq!(access.add_slave(pi.clone(), Labels::new(), false).await.unwrap_err(), AccessError::External);
+    assert!(AccessError::External.to_string().contains("rpicluster acl"));
+
+    bench.view.get_or_meet(&pi, rpicluster_protocol::Timestamp::from_unix_ms(0)).unwrap();
+    let removal = tokio::spawn({
+        let (access, pi) = (access.clone(), pi.clone());
+        async move { access.remove_slave(pi).await }
+    });
+    let mark = loop {
+        if let Some((_, mark)) = bench.view.farewells().pop() {
+            break mark;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(bench.view.get("pi").is_none());
+    assert!(bench.view.farewell(&pi, &mark));
+    assert_eq!(removal.await.unwrap(), Ok(()));
 }
 
 #[tokio::test]

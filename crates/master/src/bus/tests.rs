@@ -2,6 +2,7 @@ use rpicluster_protocol::{Details, TopicRoot};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::health::Hearing;
 use crate::loglimit::SharedLogLimit;
 use crate::publish::fake::FakePublisher;
 use crate::view::View;
@@ -25,13 +26,19 @@ fn bench(slaves_max: usize, inputs_max: usize) -> Bench {
         publisher: FakePublisher::new().0,
         log: SharedLogLimit::new(10, Duration::from_secs(1)),
     };
-    let health = Arc::new(Health::new(Moment::default()));
+    let health = Arc::new(Health::new(Moment::default(), Arc::new(Hearing::here())));
     Bench { bus: Bus::new(Arc::new(world), health, Arc::default()), engine, _machine: machine_sender }
 }
 
 impl Bench {
     fn deliver(&mut self, topic: &str, at: u64) {
-        self.bus.deliver(topic, Bytes::from_static(VITALS.as_bytes()), Wishes::default(), Moment::from_millis(at));
+        self.bus.deliver(
+            topic,
+            Bytes::from_static(VITALS.as_bytes()),
+            Wishes::default(),
+            false,
+            Moment::from_millis(at),
+        );
     }
 
     /// Whose sign of life the engine was told, and of when.
@@ -129,7 +136,7 @@ async fn a_removed_slave_is_nobody_until_its_farewell_and_new_after_it() {
 
     let empty = |bench: &mut Bench, mark: &'static [u8]| {
         let wishes = Wishes { topic: None, correlation_data: Some(Bytes::from_static(mark)) };
-        bench.bus.deliver("rpicluster/from/a/state", Bytes::new(), wishes, Moment::from_millis(2));
+        bench.bus.deliver("rpicluster/from/a/state", Bytes::new(), wishes, false, Moment::from_millis(2));
     };
     for leaf in ["vitals", "details", "state"] {
         bench.deliver(&format!("rpicluster/from/a/{leaf}"), 2);

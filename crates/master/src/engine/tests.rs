@@ -3,6 +3,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::access::{Enrolment, Hash, Labels};
+use crate::health::Hearing;
 use crate::store::private_folder;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -42,7 +43,7 @@ impl Bench {
         let store = Store::open(folder.path()).unwrap();
         let slaves = store.slaves().unwrap();
         let view = Arc::new(View::new(100));
-        let health = Arc::new(Health::new(now));
+        let health = Arc::new(Health::new(now, Arc::new(Hearing::here())));
         let (sender, commands) = mpsc::channel(commands_max);
         let surroundings = Surroundings {
             view: view.clone(),
@@ -62,7 +63,7 @@ impl Bench {
 
     fn claim(&mut self, state: State) {
         let slave = self.meet(&pi());
-        self.step(vec![Input::Claim { slave, state, at: self.now }]);
+        self.step(vec![Input::Claim { slave, state, retained: false, at: self.now }]);
     }
 
     /// One step of engine and bus, both alive.
@@ -300,7 +301,7 @@ fn a_removed_slave_is_forgotten_and_what_is_still_said_in_its_name_is_nobodys() 
     let late = |slave: &Arc<Slave>, at| {
         let claim = state(Liveness::Online, "s1", None);
         vec![
-            Input::Claim { slave: slave.clone(), state: claim, at },
+            Input::Claim { slave: slave.clone(), state: claim, retained: false, at },
             Input::Sign { slave: slave.clone(), at },
             Input::Details { slave: slave.clone() },
         ]
@@ -335,4 +336,58 @@ fn a_change_that_cannot_be_written_changes_nothing() {
     bench.engine.store.mend();
     bench.pass(SAVE_INTERVAL);
     assert_eq!(bench.engine.store.slaves().unwrap().len(), 1, "what was to be saved with it is tried again");
+}
+
+#[test]
+fn a_broker_elsewhere_that_is_away_makes_nobody_offline_and_what_is_owed_waits_for_it() {
+    let mut bench = Bench::new();
+    let hearing = Arc::new(Hearing::elsewhere());
+    hearing.found(bench.now);
+    let health = Arc::new(Health::new(bench.now, hearing.clone()));
+    (bench.health, bench.engine.health) = (health.clone(), health);
+    bench.claim(state(Liveness::Online, "s1", None));
+    bench.commands();
+    hearing.heard(bench.now);
+    // Undetected at first: what did not come proves nothing beyond what did.
+    bench.pass(TIMEOUT + Duration::from_secs(2));
+    assert_eq!(bench.shown(), ONLINE);
+    hearing.lost();
+    bench.pass(10 * TIMEOUT);
+    assert_eq!(bench.shown(), ONLINE);
+    bench.claim(state(Liveness::Offline, "s0", Some("connection_lost")));
+    assert_eq!(bench.commands(), []);
+
+    hearing.found(bench.now);
+    bench.step(Vec::new());
+    assert_eq!(bench.shown(), ONLINE);
+    assert!(bench.commands().contains(&Command::Announce(pi())));
+    for _ in 0..TIMEOUT.as_secs() {
+        hearing.heard(bench.now);
+        bench.pass(Duration::from_secs(1));
+    }
+    hearing.heard(bench.now);
+    bench.step(Vec::new());
+    assert_eq!(bench.shown(), (Liveness::Offline, Some("silent".to_owned())));
+}
+
+#[test]
+fn a_farewell_that_may_have_been_lost_is_said_again_when_the_broker_is_back() {
+    let mut bench = Bench::new();
+    let hearing = Arc::new(Hearing::elsewhere());
+    let health = Arc::new(Health::new(bench.now, hearing.clone()));
+    (bench.health, bench.engine.health) = (health.clone(), health);
+    bench.meet(&pi());
+    bench.view.remove(&pi());
+    let mark = Bytes::from_static(b"mark");
+    let _arrival = bench.view.expect_farewell(&pi(), mark.clone());
+    for _ in 0..2 {
+        hearing.found(bench.now);
+        bench.step(Vec::new());
+        assert_eq!(bench.commands(), [Command::Farewell(pi(), mark.clone())]);
+        hearing.lost();
+    }
+    assert!(bench.view.farewell(&pi(), &mark));
+    hearing.found(bench.now);
+    bench.step(Vec::new());
+    assert_eq!(bench.commands(), []);
 }

@@ -64,7 +64,7 @@ impl Bench {
     fn send_with(&mut self, leaf: Upward, payload: &str, wishes: Wishes) {
         self.sent += 1;
         let payload = Bytes::copy_from_slice(payload.as_bytes());
-        assert!(!self.mailbox.push(Mail { leaf, payload, wishes, at: self.now }));
+        assert!(!self.mailbox.push(Mail { leaf, payload, wishes, retained: false, at: self.now }));
     }
 
     async fn reply(&mut self) -> (Outgoing, Envelope<ToSlave>) {

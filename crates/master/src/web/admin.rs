@@ -123,6 +123,12 @@ struct SlaveSecretPage {
     secret: String,
 }
 
+/// What is left to be done by somebody else.
+#[derive(Serialize)]
+struct NotePage {
+    note: String,
+}
+
 #[derive(Serialize)]
 struct AccountPage {
     name: Name,
@@ -168,7 +174,15 @@ async fn add_slave(State(site): State<Arc<Site>>, body: Body<NewSlave>) -> Answe
 async fn remove_slave(State(site): State<Arc<Site>>, id: Last) -> Answer {
     let id = last(id)?;
     let parsed = id.parse().map_err(|_| unknown("slave", &id))?;
-    done(site.access.remove_slave(parsed).await)
+    site.access.remove_slave(parsed).await?;
+    if !site.access.is_external() {
+        return done(Ok(()));
+    }
+    let note = format!(
+        "{id} is forgotten here, but the broker of this cluster is not the master's own: remove its account there and end its \
+         session, else it is listed anew as soon as it speaks"
+    );
+    Ok(Json(NotePage { note }).into_response())
 }
 
 async fn accounts(State(site): State<Arc<Site>>) -> Response {
@@ -227,7 +241,7 @@ impl From<AccessError> for Refused {
         let code = match &problem {
             AccessError::Denied(Denial::Invalid(_)) => StatusCode::BAD_REQUEST,
             AccessError::Denied(Denial::NotKnown { .. }) => StatusCode::NOT_FOUND,
-            AccessError::Denied(_) | AccessError::NoCertificate => StatusCode::CONFLICT,
+            AccessError::Denied(_) | AccessError::NoCertificate | AccessError::External => StatusCode::CONFLICT,
             AccessError::Leaving(_) | AccessError::NotWritten(_) | AccessError::Stopping | AccessError::Random => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::access::tests::Bench;
+use crate::health::Hearing;
 
 struct Server {
     address: SocketAddr,
@@ -21,12 +22,14 @@ async fn server() -> Server {
     let site = Arc::new(Site {
         access: bench.access.clone(),
         view: bench.view.clone(),
-        health: Arc::new(Health::new(now)),
+        health: Arc::new(Health::new(now, Arc::new(Hearing::here()))),
         counters: Arc::default(),
-        broker: Arc::default(),
-        session: "run".parse().unwrap(),
+        front: FrontView::Own {
+            stats: Arc::default(),
+            session: "run".parse().unwrap(),
+            addresses: vec![("local".into(), ([127, 0, 0, 1], 1883).into())],
+        },
         started: now,
-        mqtt: vec![("local".into(), ([127, 0, 0, 1], 1883).into())],
     });
     let guard = Arc::new(Guard::new(["localhost".to_owned()], true, |token| token == "token"));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -181,6 +181,29 @@ pub(crate) enum ApiTokenCommand {
     },
 }
 
+/// `rpicluster acl`
+#[derive(Debug, Args)]
+pub(crate) struct AclArgs {
+    /// In whose language
+    #[arg(long, value_enum)]
+    pub(crate) format: AclFormat,
+    /// Slaves whose accounts to spell out; the rules hold for all
+    #[arg(value_name = "SLAVE")]
+    pub(crate) slaves: Vec<SlaveId>,
+    /// Take topic root and user name (the master's) from this rpicluster.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Whose rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AclFormat {
+    /// mosquitto 2: an acl_file
+    Mosquitto,
+    /// EMQX 5: an acl.conf
+    Emqx,
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))

@@ -1,11 +1,28 @@
 //! `rpicluster health`: for people, and for supervisors that look at the exit code.
 
+use serde::Deserialize;
+
 use crate::cli::{HealthArgs, Role, UrlArgs};
 use crate::config::load;
 use crate::exit::{Exit, Failure};
 use crate::http::MasterClient;
 use crate::output::print_line;
 use crate::text::Escaped;
+
+/// What the master says of itself, as far as it is looked at.
+#[derive(Deserialize)]
+struct HealthPage {
+    broker: Option<ExternalBroker>,
+}
+
+/// How the master's connection to a broker of others fares.
+#[derive(Deserialize)]
+struct ExternalBroker {
+    address: String,
+    connected: bool,
+    since: String,
+    problem: Option<String>,
+}
 
 /// Asks the master or this machine's slave.
 ///
@@ -21,9 +38,21 @@ pub(crate) fn run(args: HealthArgs) -> Result<(), Failure> {
 fn master(args: UrlArgs) -> Result<(), Failure> {
     let url = args.url.clone();
     let answer = MasterClient::new(args)?.get("/healthz")?;
-    match answer.status {
-        200 => print_line(&format!("master at {url} is well")),
-        status => {
+    let broker = serde_json::from_str::<HealthPage>(&answer.body).ok().and_then(|page| page.broker);
+    match (answer.status, broker) {
+        (200, None) => print_line(&format!("master at {url} is well")),
+        (200, Some(broker)) => {
+            let problem = broker.problem.map(|problem| format!(", but {}", Escaped(problem))).unwrap_or_default();
+            let (address, since) = (Escaped(broker.address), Escaped(broker.since));
+            print_line(&format!("master at {url} is well: connected to {address} since {since}{problem}"))
+        }
+        (_, Some(broker)) if !broker.connected => {
+            let problem = broker.problem.map(|problem| format!(": {}", Escaped(problem))).unwrap_or_default();
+            let (address, since) = (Escaped(broker.address), Escaped(broker.since));
+            let message = format!("master at {url}: not connected to {address} since {since}{problem}");
+            Err(Failure::new(Exit::Failed, message))
+        }
+        (status, _) => {
             let problem = answer.problem();
             Err(Failure::new(Exit::Failed, format!("master at {url} is not well (status {status}): {problem}")))
         }

@@ -1,4 +1,4 @@
-//! `rpicluster master`: the master with its broker, until it is told to stop.
+//! `rpicluster master`: the master, with its broker unless others run it, until it is told to stop.
 
 use anyhow::Context;
 use rpicluster_broker::{BrokerConfig, Listener};
@@ -23,15 +23,20 @@ const CLUSTER_LISTENER: &str = "cluster";
 pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
     let configuration = load(args.config.as_deref(), None)?;
     let file = configuration.file;
-    if file.cluster.broker.is_some() {
-        let problem =
-            "cluster.broker: this master works with its own broker only; leave it out here (slaves may have it)";
-        return Err(Failure::new(Exit::Configuration, problem));
+    let external = file.cluster.connection().map_err(|error| Failure::new(Exit::Configuration, error.to_string()))?;
+    if external.is_some() && (args.mqtt.is_some() || args.mqtts.is_some()) {
+        let problem = "cluster.broker is set, so this master runs no broker of its own: leave out --mqtt and --mqtts";
+        return Err(Failure::new(Exit::Usage, problem));
     }
     let _log = log::start(&file.log, "master")?;
+    if let Some(path) = configuration.sources.broker.as_ref().filter(|_| external.is_some()) {
+        let path = path.display();
+        tracing::warn!("{path} is not used: cluster.broker is set, so this master runs no broker of its own");
+    }
     let settings = Settings {
         root: file.cluster.topic_root,
         broker: broker_with_flags(configuration.broker, &args),
+        external,
         master: MasterConfig {
             http: args.http.unwrap_or(file.master.http),
             state_dir: args.state_dir.unwrap_or(file.master.state_dir),
@@ -52,6 +57,9 @@ async fn serve(settings: Settings, stop_on_stdin_close: bool) -> Result<(), Fail
     let master = Master::bind(settings).await.map_err(start_failure)?;
     for (name, address) in master.mqtt_addresses() {
         announce_line(&format!("master: mqtt {address} ({name})"));
+    }
+    if let Some(broker) = master.external_broker() {
+        announce_line(&format!("master: broker {broker}"));
     }
     announce_line(&format!("master: http {}", master.http_url()));
     announce_line("master: ready");

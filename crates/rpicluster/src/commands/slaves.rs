@@ -27,7 +27,16 @@ pub(crate) fn run(args: SlavesArgs) -> Result<(), Failure> {
     match args.command {
         Some(SlavesCommand::Add { ids, enrolment, master }) => return add(&ids, enrolment, master),
         Some(SlavesCommand::Remove { id, master }) => {
-            MasterClient::new(master)?.change("DELETE", &format!("{SLAVES_PATH}/{id}"), None)?;
+            #[derive(Deserialize)]
+            struct Removed {
+                note: String,
+            }
+            let client = MasterClient::new(master)?;
+            let answer = client.change("DELETE", &format!("{SLAVES_PATH}/{id}"), None)?;
+            if !answer.is_empty() {
+                // Where others run the broker, something is left to do there.
+                return print_line(&client.parse::<Removed>(&answer)?.note);
+            }
             return print_line(&format!("slave {id} is removed: its secret opens nothing any more"));
         }
         None => {}

@@ -9,20 +9,22 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 const REFUSED_MIN: Duration = Duration::from_secs(4);
 const REFUSED_MAX: Duration = Duration::from_secs(60);
 
-/// How long to wait before the next connection: exponential with full jitter, so that slaves that lost their broker
-/// together do not come back together.
+/// How long to wait before the next connection: exponential with full jitter, so that those who lost their broker together
+/// do not come back together.
 #[derive(Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     ceiling: Duration,
 }
 
-impl Backoff {
-    pub(crate) fn new() -> Backoff {
+impl Default for Backoff {
+    fn default() -> Backoff {
         Backoff { ceiling: BACKOFF_MIN }
     }
+}
 
+impl Backoff {
     /// The wait after a connection that held for `held` (zero if there was none).
-    pub(crate) fn after(&mut self, held: Duration, random: &mut fastrand::Rng) -> Duration {
+    pub fn after(&mut self, held: Duration, random: &mut fastrand::Rng) -> Duration {
         if held >= GOOD_CONNECTION {
             self.ceiling = BACKOFF_MIN;
         }
@@ -32,8 +34,8 @@ impl Backoff {
         wait
     }
 
-    /// The wait after the broker said that it does not know this slave: never short.
-    pub(crate) fn after_refusal(&mut self, random: &mut fastrand::Rng) -> Duration {
+    /// The wait after the broker said that it does not know who this is: never short.
+    pub fn after_refusal(&mut self, random: &mut fastrand::Rng) -> Duration {
         self.ceiling = (self.ceiling * 2).clamp(REFUSED_MIN, REFUSED_MAX);
         self.ceiling.mul_f64(0.5 + random.f64() / 2.0)
     }
@@ -45,7 +47,7 @@ mod tests {
 
     #[test]
     fn ceilings_double_up_to_the_longest_wait() {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         let mut random = fastrand::Rng::with_seed(7);
         let mut ceilings = Vec::new();
         for _ in 0..8 {
@@ -60,13 +62,13 @@ mod tests {
     fn jitter_is_full() {
         let mut random = fastrand::Rng::with_seed(7);
         let first_waits: Vec<_> =
-            (0..1000).map(|_| Backoff::new().after(Duration::ZERO, &mut random).as_millis()).collect();
+            (0..1000).map(|_| Backoff::default().after(Duration::ZERO, &mut random).as_millis()).collect();
         assert!(first_waits.iter().any(|wait| *wait < 25) && first_waits.iter().any(|wait| *wait > 475));
     }
 
     #[test]
     fn a_refused_slave_asks_once_a_minute_in_the_end_and_comes_back_from_that() {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         let mut random = fastrand::Rng::with_seed(7);
         let waits: Vec<_> = (0..20).map(|_| backoff.after_refusal(&mut random)).collect();
         assert!(waits[0] >= REFUSED_MIN / 2 && waits.iter().all(|wait| *wait <= REFUSED_MAX), "{waits:?}");
@@ -76,7 +78,7 @@ mod tests {
 
     #[test]
     fn only_a_good_connection_starts_afresh() {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..5 {
             backoff.after(Duration::from_secs(9), &mut random);
