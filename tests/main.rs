@@ -17,6 +17,8 @@ mod backup;
 mod cli;
 /// The commands that give work, against a master that says what the test wants: what they print, and how they end.
 mod commands_jobs;
+/// `docker-compose.yml`: a cluster of containers as it ships, hosts of their own, which are killed and cut off.
+mod containers;
 /// `rpicluster demo`: its summary, and that nothing of it is left running.
 mod demo;
 /// A broker that others run, Debian's: presence through its loss and its return, its own matrix of who may do what.
@@ -35,6 +37,8 @@ mod presence;
 mod presence_network;
 /// Many slaves and many messages: nothing lost, nothing misattributed.
 mod scale;
+/// `rpicluster install`: units that systemd accepts, confines and restarts, in a container whose init it is.
+mod services;
 /// What a slave does with tasks, the test in the master's place: it journals, runs, kills, reports and replays.
 mod slave_tasks;
 /// Strangers that abuse a broker in every way, beside mosquitto: what a bystander notices, and what memory stays.

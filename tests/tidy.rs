@@ -93,3 +93,14 @@ fn every_limit_of_the_broker_is_crossed_by_a_test() {
     let missing: Vec<&str> = keys.filter(|key| !tests.contains(&format!("limits.{key} ="))).collect();
     assert!(missing.is_empty(), "no test in crates/broker/tests sets limits.{missing:?}");
 }
+
+#[test]
+fn the_image_is_built_of_every_crate() {
+    let top = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).canonicalize().unwrap();
+    let dockerfile = fs::read_to_string(top.join("Dockerfile")).unwrap();
+    for entry in fs::read_dir(top.join("crates")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let line = format!("COPY crates/{name}/Cargo.toml crates/{name}/");
+        assert!(dockerfile.lines().any(|known| known == line), "the Dockerfile lacks {line:?}");
+    }
+}

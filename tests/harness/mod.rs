@@ -1,6 +1,7 @@
 //! What tests stand on. Everything listens on port 0, lives in temporary folders and ends with its test.
 
 mod cluster;
+pub(crate) mod docker;
 pub(crate) mod external;
 pub(crate) mod fake_master;
 pub(crate) mod faults;

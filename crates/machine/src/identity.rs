@@ -1,6 +1,7 @@
 //! Who this machine is: names that survive a reboot, and one that does not.
 
 use std::fs;
+use std::path::Path;
 
 use rpicluster_protocol::SlaveId;
 use sysinfo::System;
@@ -33,11 +34,17 @@ pub fn default_slave_id() -> SlaveId {
 
 /// The serial number of a board that has one.
 pub(crate) fn board_serial() -> Option<String> {
-    let from_device_tree = fs::read_to_string("/proc/device-tree/serial-number").ok();
-    from_device_tree.and_then(|text| parse::device_tree_text(&text)).or_else(|| {
+    device_tree("serial-number").or_else(|| {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
         parse::cpuinfo_serial(&cpuinfo)
     })
+}
+
+/// What a board says of itself. Containers hide it, but may be given the host's `/sys` elsewhere.
+pub(crate) fn device_tree(name: &str) -> Option<String> {
+    const FOLDERS: [&str; 2] = ["/proc/device-tree", "/host/sys/firmware/devicetree/base"];
+    let text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(name)).ok())?;
+    parse::device_tree_text(&text)
 }
 
 /// Interface name and MAC address as the kernel prints it.

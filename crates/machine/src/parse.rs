@@ -7,6 +7,8 @@ use rpicluster_protocol::{Network, Throttled};
 
 /// A longer mount point would fill the message for one disk's sake.
 const MOUNT_BYTES_MAX: usize = 255;
+/// What the host hands into every container: files that look like mounts of its disk.
+const CONTAINER_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
 /// The bits of `get_throttled` that hold now; the same bits, 16 higher, have held since boot.
 const THROTTLED_WORDS: [&str; 4] = ["under_voltage", "frequency_capped", "throttled", "soft_temperature_limit"];
@@ -96,7 +98,7 @@ pub(crate) fn disk_mounts(mounts: &str, count_max: usize) -> Vec<String> {
         let (Some(device), Some(mount), Some(kind)) = (fields.next(), fields.next(), fields.next()) else { continue };
         // A loop device is a file on a disk that is listed already.
         let real = device.starts_with("/dev/") && !device.starts_with("/dev/loop") && !kind.starts_with("fuse");
-        if !real || mount.len() > MOUNT_BYTES_MAX {
+        if !real || mount.len() > MOUNT_BYTES_MAX || CONTAINER_FILES.contains(&mount) {
             continue;
         }
         let mount = unescape(mount);

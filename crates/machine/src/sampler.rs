@@ -119,7 +119,7 @@ impl Sampler {
             arch: Some(System::cpu_arch()),
             os: System::long_os_version().ok(),
             kernel: System::kernel_version().ok(),
-            model: read("/proc/device-tree/model").and_then(|text| parse::device_tree_text(&text)),
+            model: identity::device_tree("model"),
             serial: identity::board_serial(),
             cpu_frequency_min: cpu_frequency("cpuinfo_min_freq"),
             cpu_frequency_max: cpu_frequency("cpuinfo_max_freq"),

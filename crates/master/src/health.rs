@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rpicluster_core::Moment;
 
+use crate::clock;
+
 /// How often bus and engine beat when nothing else wakes them.
 pub(crate) const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -18,6 +20,17 @@ pub(crate) struct Health {
     pub(crate) bus: Beat,
     pub(crate) engine: Beat,
     pub(crate) hearing: Arc<Hearing>,
+}
+
+/// Follows whether a running master's loops turn, for a watchdog.
+#[derive(Debug, Clone)]
+pub struct Pulse(pub(crate) Arc<Health>);
+
+impl Pulse {
+    /// Whether bus and engine both do.
+    pub fn is_beating(&self) -> bool {
+        self.0.is_alive(clock::now())
+    }
 }
 
 /// Until when all that slaves said has been heard. A broker in this process hides nothing; of one elsewhere only what came
@@ -40,6 +53,10 @@ impl Health {
     pub(crate) fn new(now: Moment, hearing: Arc<Hearing>) -> Health {
         let beat = || Beat(AtomicU64::new(now.as_millis()));
         Health { bus: beat(), engine: beat(), hearing }
+    }
+
+    fn is_alive(&self, now: Moment) -> bool {
+        self.bus.is_alive(now) && self.engine.is_alive(now)
     }
 }
 

@@ -44,6 +44,7 @@ pub mod fuzzing {
 pub use backup::{BackedUp, BackupError, Restored, backup, restore};
 pub use certificates::ca_file;
 pub use config::MasterConfig;
+pub use health::Pulse;
 pub use local_token::local_token_file;
 pub use start::{Master, Settings, StartError};
 pub use store::StoreError;

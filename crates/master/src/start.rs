@@ -32,7 +32,7 @@ use crate::engine::tasks::{TaskDesk, TaskLimits};
 use crate::engine::{Engine, INPUTS_MAX, Input, Surroundings};
 use crate::front::{Front, FrontView};
 use crate::handler::{OUTPUT_ROOM_BYTES, World};
-use crate::health::Health;
+use crate::health::{Health, Pulse};
 use crate::letters::{self, LETTERS_MAX, Letter};
 use crate::local_token::LocalToken;
 use crate::loglimit::SharedLogLimit;
@@ -134,6 +134,7 @@ pub struct Master {
     certificates: Certificates,
     tls: TlsAcceptor,
     local_token: LocalToken,
+    health: Arc<Health>,
     /// By which others know this machine.
     names: BTreeSet<String>,
 }
@@ -188,6 +189,7 @@ impl Master {
         let refused = |cause| StartError::Http { address, cause };
         let http = TcpListener::bind(address).await.map_err(refused)?;
         let http_address = http.local_addr().map_err(refused)?;
+        let health = Arc::new(Health::new(clock::now(), front.view.hearing()));
         Ok(Master {
             settings,
             store,
@@ -204,6 +206,7 @@ impl Master {
             certificates,
             tls: tls.into(),
             local_token,
+            health,
             names: machine_names(&names),
         })
     }
@@ -222,6 +225,11 @@ impl Master {
     pub fn http_url(&self) -> String {
         let scheme = if self.http_is_local() { "http" } else { "https" };
         format!("{scheme}://{}", self.http_address)
+    }
+
+    /// Follows whether its loops turn.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.health.clone())
     }
 
     fn http_is_local(&self) -> bool {
@@ -254,8 +262,8 @@ impl Master {
     fn start(self) -> Running {
         let now = clock::now();
         let http_tls = (!self.http_is_local()).then(|| self.tls.clone());
+        let health = self.health;
         let Front { wire, source, view: front, serving } = self.front;
-        let health = Arc::new(Health::new(now, front.hearing()));
         let counters = Arc::new(MasterCounters::default());
         let (stop_front, stop) = watch::channel(false);
         let (stop_broker, broker_stop) = oneshot::channel::<()>();

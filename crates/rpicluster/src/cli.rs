@@ -1,6 +1,7 @@
 //! The command line.
 
 mod admin;
+mod install;
 mod jobs;
 
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ pub(crate) use admin::{
     AccountArgs, AccountCommand, AccountRole, AclArgs, AclFormat, ApiTokenArgs, ApiTokenCommand, BackupArgs,
     EnrolmentArgs, SlavesCommand, TokenArgs, TokenCommand,
 };
+pub(crate) use install::{InstallArgs, Service};
 pub(crate) use jobs::{
     ActionArgs, CancelArgs, JobsArgs, LogsArgs, MapArgs, ProcessArgs, RetryArgs, RunArgs, SubmitArgs, Wait, WorkArgs,
 };
@@ -109,6 +111,8 @@ pub(crate) enum Command {
     Acl(AclArgs),
     /// Ask the running master, or this machine's slave, whether it is well
     Health(HealthArgs),
+    /// Make a systemd service of master or slave
+    Install(InstallArgs),
     /// Check the configuration without starting anything
     CheckConfig(CheckConfigArgs),
     /// Watch the tasks of the slave that has started this
@@ -310,6 +314,9 @@ mod tests {
             "rpicluster slaves add",
             "rpicluster slaves add pi --label room",
             "rpicluster token create --uses 0",
+            "rpicluster token create --json --output f",
+            "rpicluster install",
+            "rpicluster install slave --print --token x",
             "rpicluster token create --ttl soon",
             "rpicluster account add x --role king",
             "rpicluster run --on all uname",

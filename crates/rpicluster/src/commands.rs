@@ -7,6 +7,7 @@ mod backup;
 mod check_config;
 mod demo;
 mod health;
+mod install;
 mod jobs;
 mod master;
 mod slave;
@@ -49,6 +50,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Backup(args) => backup::backup(args),
         Command::Restore(args) => backup::restore(args),
         Command::Health(args) => health::run(args),
+        Command::Install(args) => install::run(args),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Supervise { arguments } => slave::supervise(&arguments),
         Command::Completions { shell } => completions(shell),

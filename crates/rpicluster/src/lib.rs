@@ -12,6 +12,7 @@ mod http;
 mod log;
 mod output;
 mod screen;
+mod service;
 mod signals;
 mod table;
 mod text;

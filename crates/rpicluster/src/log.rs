@@ -19,6 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Invalid;
 use crate::exit::{Exit, Failure};
+use crate::service;
 use crate::text::Escaped;
 use file::{Limits, RotatingFile};
 
@@ -121,10 +122,10 @@ pub(crate) fn start(config: &LogConfig, name: &str) -> Result<Option<WorkerGuard
                 wrong(format!("log.folder: cannot write {name}.log in {}: {error}", folder.display()))
             })?;
             let (writer, guard) = in_background(file);
-            (Some(layer(config.format, false, writer)), Some(guard))
+            (Some(layer(config.format, Look::PLAIN, writer)), Some(guard))
         }
     };
-    let console = layer(config.format, colours_on_stderr(), io::stderr);
+    let console = layer(config.format, Look::of_stderr(), io::stderr);
     tracing_subscriber::registry()
         .with(filter)
         .with(file)
@@ -158,16 +159,39 @@ fn filter(level: Level, directives: Option<&str>) -> Result<EnvFilter, tracing_s
 }
 
 /// One destination of log lines. Text fields are escaped here: a slave's words must not forge lines.
-fn layer<S, W>(format: Format, colours: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S, W>(format: Format, look: Look, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // A line that cannot be written is lost; reporting that on a broken stderr would panic.
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours).log_internal_errors(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(look.colours).log_internal_errors(false);
+    let text = || debug_fn(write_field).delimited(" ");
     match format {
-        Format::Text => lines.fmt_fields(debug_fn(write_field).delimited(" ")).boxed(),
+        Format::Text if look.times => lines.fmt_fields(text()).boxed(),
+        Format::Text => lines.fmt_fields(text()).without_time().boxed(),
         Format::Json => lines.json().boxed(),
+    }
+}
+
+/// What lines show beside their words.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    colours: bool,
+    /// Whether lines for people begin with the time.
+    times: bool,
+}
+
+impl Look {
+    /// As in a file.
+    const PLAIN: Look = Look { colours: false, times: true };
+
+    /// Colours are for people who look: a terminal, and no wish against them. The journal notes the time itself.
+    fn of_stderr() -> Look {
+        Look {
+            colours: io::stderr().is_terminal() && !crate::screen::no_colour_wanted(),
+            times: !service::journal_reads_stderr(),
+        }
     }
 }
 
@@ -178,15 +202,11 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Deb
     }
 }
 
-/// Colours are for people who look: a terminal, and no wish against them.
-fn colours_on_stderr() -> bool {
-    io::stderr().is_terminal() && !crate::screen::no_colour_wanted()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+    use std::sync::Arc;
 
     fn config(folder: &std::path::Path, format: Format) -> LogConfig {
         LogConfig { folder: Some(folder.to_owned()), format, ..LogConfig::default() }
@@ -197,9 +217,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), format);
         let (writer, guard) = in_background(open_file(folder.path(), "master", &config).unwrap());
-        let subscriber = tracing_subscriber::registry()
-            .with(filter(config.level, directives).unwrap())
-            .with(layer(format, false, writer));
+        let subscriber = tracing_subscriber::registry().with(filter(config.level, directives).unwrap()).with(layer(
+            format,
+            Look::PLAIN,
+            writer,
+        ));
         tracing::subscriber::with_default(subscriber, events);
         drop(guard);
         fs::read_to_string(folder.path().join("master.log")).unwrap()
@@ -219,6 +241,17 @@ mod tests {
             assert!(log.contains("Received message: x\\n2026"), "{log}");
             assert!(!log.contains(['\u{1b}', '\r']), "{log:?}");
         }
+    }
+
+    #[test]
+    fn the_journal_gets_no_time_of_ours() {
+        let kept = tempfile::NamedTempFile::new().unwrap();
+        let look = Look { times: false, ..Look::PLAIN };
+        let writer = Arc::new(kept.reopen().unwrap());
+        let subscriber = tracing_subscriber::registry().with(layer(Format::Text, look, writer));
+        tracing::subscriber::with_default(subscriber, || tracing::info!("client came"));
+        let log = fs::read_to_string(kept.path()).unwrap();
+        assert!(log.starts_with(" INFO rpicluster::log::tests: client came"), "{log}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time;
 
 use crate::identity::Identity;
+use crate::pulse::Pulse;
 use crate::slave::SlaveError;
 use crate::status::Status;
 use crate::text::{PROBLEM_CHARACTERS_MAX, bounded};
@@ -58,6 +59,7 @@ impl Joining {
     pub(crate) async fn run(
         &mut self,
         status: &watch::Sender<Status>,
+        pulse: &Pulse,
         random: &mut fastrand::Rng,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Connection>, SlaveError> {
@@ -65,6 +67,7 @@ impl Joining {
         self.identity.store()?;
         let mut backoff = Backoff::default();
         loop {
+            pulse.expect_within(ATTEMPT_TIMEOUT);
             let attempt = select! {
                 () = shutdown.as_mut() => return Ok(None),
                 attempt = self.attempt() => attempt,
@@ -77,6 +80,7 @@ impl Joining {
             let wait = backoff.after(Duration::ZERO, random);
             tracing::warn!(id = %self.identity.id, master = %self.address, %problem, retry_in = ?wait, "cannot join yet");
             status.send_modify(|status| status.problem = Some(format!("cannot join yet: {problem}")));
+            pulse.expect_within(wait);
             select! {
                 () = shutdown.as_mut() => return Ok(None),
                 () = time::sleep(wait) => {}

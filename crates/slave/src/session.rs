@@ -29,6 +29,8 @@ use crate::tasks::{Spoken, Tasks};
 const REQUESTS_MAX: usize = 16;
 /// Unacknowledged messages; the client keeps a table of this length for each connection.
 const INFLIGHT_MAX: u16 = 32;
+/// More than the client takes to connect, or to give up.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
 /// Longest wait for the broker to acknowledge the goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Log lines per second that messages from the network may cause.
@@ -59,6 +61,7 @@ pub(crate) async fn run(
 ) -> Ended {
     let (client, eventloop) = AsyncClient::new(options(slave, connection, id), REQUESTS_MAX);
     let mut poll = pin!(next_event(with_nodelay(eventloop)));
+    slave.pulse.expect_within(CONNECT_TIME_MAX);
     let (eventloop, connack) = select! {
         () = shutdown.as_mut() => return Ended::Stopped,
         polled = poll.as_mut() => polled,
@@ -72,6 +75,7 @@ pub(crate) async fn run(
     let connected = Instant::now();
     loop {
         let may_add = session.unsent.is_empty();
+        session.slave.pulse.expect_within(session.slave.config.vitals_interval);
         let input = select! {
             () = shutdown.as_mut() => break,
             (eventloop, event) = poll.as_mut() => match event {

@@ -19,6 +19,7 @@ use crate::config::{ConfigError, SlaveConfig};
 use crate::identity::{Identity, IdentityError};
 use crate::join::{Joining, Refusal, way_out};
 use crate::outbox::Outbox;
+use crate::pulse::Pulse;
 use crate::session::{self, Ended};
 use crate::status::{Status, StatusSocket};
 use crate::tasks::{SupervisorCommand, Tasks, TasksError};
@@ -35,6 +36,7 @@ pub struct Slave {
     pub(crate) config: SlaveConfig,
     pub(crate) behaviour: Box<dyn Behaviour>,
     pub(crate) status: watch::Sender<Status>,
+    pub(crate) pulse: Pulse,
     pub(crate) outbox: Outbox,
     pub(crate) outgoing: mpsc::Receiver<Envelope<FromSlave>>,
     /// Its tasks, once it runs.
@@ -153,6 +155,7 @@ impl Slave {
             root,
             behaviour: Box::new(behaviour),
             status: watch::Sender::new(Status::new(id.clone(), address.to_string())),
+            pulse: Pulse::new(),
             outbox,
             outgoing,
             tasks: None,
@@ -187,6 +190,11 @@ impl Slave {
     /// Follows how the slave fares.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// Follows whether its loop turns.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Sends messages in this slave's name.
@@ -227,7 +235,9 @@ impl Slave {
         let mut random = fastrand::Rng::with_seed(getrandom::u64()?);
         let connection = match self.entry.take() {
             Some(Entry::Known(connection)) => Some(connection),
-            Some(Entry::Joining(mut joining)) => joining.run(&self.status, &mut random, shutdown.as_mut()).await?,
+            Some(Entry::Joining(mut joining)) => {
+                joining.run(&self.status, &self.pulse, &mut random, shutdown.as_mut()).await?
+            }
             None => None,
         };
         let Some(connection) = connection else { return Ok(()) };
@@ -246,6 +256,7 @@ impl Slave {
             let problem = self.explain(&error);
             tracing::warn!(id = %self.id, master = %self.address, %problem, retry_in = ?wait, "no connection");
             self.status.send_modify(|status| status.problem = Some(problem));
+            self.pulse.expect_within(wait);
             select! {
                 () = shutdown.as_mut() => return Ok(()),
                 () = time::sleep(wait) => {}

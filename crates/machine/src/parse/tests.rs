@@ -89,6 +89,8 @@ fn units_are_converted() {
 fn disks_are_real_and_named_once() {
     assert_eq!(disk_mounts(PI_4_MOUNTS, 8), ["/", "/boot/firmware", "/media/pi/USB stick"]);
     assert_eq!(disk_mounts(PI_4_MOUNTS, 1), ["/"]);
+    let container = "/dev/sda1 /etc/hosts ext4 rw 0 0\n/dev/sda1 /var/lib/rpicluster-slave ext4 rw 0 0\n";
+    assert_eq!(disk_mounts(container, 8), ["/var/lib/rpicluster-slave"]);
     assert!(disk_mounts("/dev/sda1\n\n/dev/sda1 /x\n", 8).is_empty());
 }
 

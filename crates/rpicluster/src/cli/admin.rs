@@ -89,6 +89,9 @@ pub(crate) enum TokenCommand {
         /// Print what the master's API answers
         #[arg(long)]
         json: bool,
+        /// Write the token to this file, for its owner alone, instead of printing how to use it
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        output: Option<PathBuf>,
     },
     /// List the tokens that can still be used
     List {

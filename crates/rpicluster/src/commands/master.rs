@@ -12,7 +12,7 @@ use crate::cli::MasterArgs;
 use crate::config::load;
 use crate::exit::{Exit, Failure};
 use crate::output::announce_line;
-use crate::{log, signals};
+use crate::{log, service, signals};
 
 /// The listener that `--mqtt` moves.
 const LOCAL_LISTENER: &str = "local";
@@ -72,7 +72,10 @@ async fn serve(settings: Settings, stop_on_stdin_close: bool) -> Result<(), Fail
     }
     announce_line(&format!("master: http {}", master.http_url()));
     announce_line("master: ready");
-    master.run(shutdown).await.context("master")?;
+    let pulse = master.pulse();
+    service::supervised(master.run(service::stopping_after(shutdown)), || pulse.is_beating())
+        .await
+        .context("master")?;
     Ok(())
 }
 

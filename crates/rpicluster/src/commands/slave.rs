@@ -12,7 +12,7 @@ use crate::cli::SlaveArgs;
 use crate::config::load;
 use crate::exit::{Exit, Failure};
 use crate::output::announce_line;
-use crate::{log, signals};
+use crate::{log, service, signals};
 
 /// Runs the agent.
 ///
@@ -48,7 +48,9 @@ pub(crate) fn run(args: SlaveArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         let shutdown = signals::shutdown(stop_on_stdin_close).context("cannot watch for signals")?;
-        slave.run(shutdown).await.map_err(slave_failure)
+        let pulse = slave.pulse();
+        let run = slave.run(service::stopping_after(shutdown));
+        service::supervised(run, || pulse.is_beating()).await.map_err(slave_failure)
     })
 }
 

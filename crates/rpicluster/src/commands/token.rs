@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use rpicluster_client::BrokerAddress;
+use rpicluster_machine::write_private;
 use rpicluster_protocol::{SlaveId, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::{EnrolmentArgs, TokenArgs, TokenCommand};
 use crate::commands::slaves::labels_text;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::http::{MasterClient, STATUS_PATH};
 use crate::output::print_line;
 use crate::table::plain;
@@ -40,9 +42,13 @@ struct TokenPage {
 pub(crate) fn run(args: TokenArgs) -> Result<(), Failure> {
     let client = MasterClient::new(args.master)?;
     match args.command {
-        TokenCommand::Create { ttl, uses, id, enrolment, json } => {
+        TokenCommand::Create { ttl, uses, id, enrolment, json, output } => {
             let answer = client.change("POST", TOKENS_PATH, Some(&wish(ttl, uses, id, enrolment)))?;
-            if json { print_line(&answer) } else { print_line(&invitation(&client, &client.parse(&answer)?, ttl)?) }
+            match output {
+                _ if json => print_line(&answer),
+                Some(path) => keep(&client.parse(&answer)?, &path),
+                None => print_line(&invitation(&client, &client.parse(&answer)?, ttl)?),
+            }
         }
         TokenCommand::List { json } => {
             let answer = client.change("GET", TOKENS_PATH, None)?;
@@ -76,6 +82,13 @@ fn wish(ttl: Duration, uses: u32, id: Option<SlaveId>, enrolment: EnrolmentArgs)
         "labels": labels,
         "replace": replace,
     })
+}
+
+/// Puts the token where a slave reads it.
+fn keep(page: &TokenPage, path: &Path) -> Result<(), Failure> {
+    let token = page.token.as_deref().unwrap_or_default();
+    write_private(path, &format!("{token}\n")).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    print_line(&format!("token {} is in {}", page.id, path.display()))
 }
 
 /// The command that a person takes to the new machine.

@@ -177,12 +177,12 @@ fn resolve(at: &str, on: &str, slaves: &[Known]) -> Result<(Vec<SlaveId>, Vec<Sl
     let target = Target::parse(on).map_err(|error| bad(format!("{at}.on: {error}")))?;
     for name in target.names() {
         if slaves.binary_search_by(|slave| slave.id.as_str().cmp(name)).is_err() {
-            return Err(bad(format!("{at}.on {on:?}: no slave has the id {name:?}")));
+            return Err(nobody(format!("{at}.on {on:?}: no slave has the id {name:?}")));
         }
     }
     let chosen: Vec<&Known> = slaves.iter().filter(|slave| target.matches(&slave.id, &slave.details)).collect();
     if chosen.is_empty() {
-        return Err(Refused(StatusCode::UNPROCESSABLE_ENTITY, format!("no slave matches {at}.on {on:?}")));
+        return Err(nobody(format!("no slave matches {at}.on {on:?}")));
     }
     let ids = |slaves: &mut dyn Iterator<Item = &&Known>| slaves.map(|slave| slave.id.clone()).collect();
     Ok((ids(&mut chosen.iter()), ids(&mut chosen.iter().filter(|slave| !slave.is_online))))
@@ -236,6 +236,11 @@ fn check_offer(at: &str, step: &Step) -> Result<(), Refused> {
 
 /// The longest session in bytes; each may be escaped to two.
 const SESSION_BYTES: usize = rpicluster_protocol::limits::REQUEST_ID_BYTES_MAX;
+
+/// Who was meant is not there.
+fn nobody(problem: String) -> Refused {
+    Refused(StatusCode::NOT_FOUND, problem)
+}
 
 fn bad(problem: String) -> Refused {
     Refused(StatusCode::BAD_REQUEST, problem)

@@ -16,6 +16,9 @@ const MASTER: &str = "RPICLUSTER_MASTER";
 const MASTER_FILE: &str = "RPICLUSTER_MASTER_FILE";
 const TOKEN: &str = "RPICLUSTER_TOKEN";
 const TOKEN_FILE: &str = "RPICLUSTER_TOKEN_FILE";
+/// The folder of systemd's credentials for a service (systemd.exec(5)). The unit that `install` writes puts `token` there,
+/// empty where there is none.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// No address and no token is longer; a named device must not fill the memory.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -75,10 +78,14 @@ fn token(args: &SlaveArgs, environment: &impl Fn(&str) -> Option<String>) -> Res
     let text = match (&args.token, &args.token_file) {
         (Some(token), _) => token.0.trim().to_owned(),
         (None, Some(path)) => read(path)?,
-        (None, None) => match (environment(TOKEN), environment(TOKEN_FILE)) {
-            (Some(token), _) => token.trim().to_owned(),
-            (None, Some(path)) => read(Path::new(&path))?,
-            (None, None) => return Ok(None),
+        (None, None) => match (environment(TOKEN), environment(TOKEN_FILE), environment(CREDENTIALS)) {
+            (Some(token), ..) => token.trim().to_owned(),
+            (None, Some(path), _) => read(Path::new(&path))?,
+            (None, None, Some(folder)) => match read(&Path::new(&folder).join("token"))? {
+                empty if empty.is_empty() => return Ok(None),
+                token => token,
+            },
+            (None, None, None) => return Ok(None),
         },
     };
     text.parse().map(Some).map_err(|error| Failure::new(Exit::Configuration, format!("token: {error}")))
@@ -140,7 +147,13 @@ mod tests {
 
         assert_eq!(found(&[], &[]), ("configured".to_owned(), None));
         assert_eq!(found(&[], &[(MASTER, ""), (TOKEN, ""), (TOKEN_FILE, "")]), ("configured".to_owned(), None));
-        let mut variables = vec![(MASTER_FILE, &*master_path), (TOKEN_FILE, &*variable_path)];
+        let credentials = folder.path().display().to_string();
+        for (text, token) in [("", None), (&*variable, Some(variable.clone()))] {
+            file("token", text);
+            assert_eq!(found(&[], &[(CREDENTIALS, &*credentials)]).1, token);
+        }
+        let mut variables =
+            vec![(CREDENTIALS, &*credentials), (MASTER_FILE, &*master_path), (TOKEN_FILE, &*variable_path)];
         assert_eq!(found(&[], &variables), ("from-file".to_owned(), Some(variable_file)));
         variables.extend([(MASTER, "from-variable"), (TOKEN, &*variable)]);
         assert_eq!(found(&[], &variables), ("from-variable".to_owned(), Some(variable.clone())));
