@@ -26,9 +26,11 @@ const RETAINED_PER_CLIENT_MAX: usize = 20_000;
 const RETAINED_MAX: u64 = 100_000;
 /// The size of each of the storm's retained messages.
 const RETAINED_BYTES: usize = 100;
-/// What the broker may need for a retained message beside its payload and twice its topic: its place in the tree of
-/// topics, and what the allocator adds.
-const RETAINED_OVERHEAD: u64 = 300;
+/// What the broker may need for a retained message beside its payload and twice its topic.
+const RETAINED_OVERHEAD: u64 = 200;
+/// Of a process's peak, a fifth: glibc gives back what is free at the end of its heap, not what lies before something that
+/// stays. It is used again: see the second storm.
+const PEAK_KEPT: u64 = 5;
 /// The logs of the router's two readers, each of `router.segment_count` times `router.segment_bytes`, fill up and stay.
 const ROUTER_BYTES: u64 = 2 * 4 * 512 * 1024;
 
@@ -139,7 +141,7 @@ fn a_storm_delays_no_bystander_and_leaves_nothing_behind() {
     let worst = first.worst.max(second.worst);
     assert_eq!(cluster.view("bystander")["state"], "online");
     assert_eq!(cluster.view("bystander")["since"], since, "it was never offline");
-    // Another storm takes no more than the first: both are measured by what was there before the first.
+    // A second storm leaves no more than the first may: both are measured by what was there before the first.
     for (number, after) in [("first", first.after), ("second", second.after)] {
         let [after_mb, allowed] = [after, first.allowed].map(megabytes);
         assert!(after <= first.allowed, "after the {number} storm {after_mb} MB are held, where {allowed} are allowed");
@@ -193,7 +195,7 @@ fn storm(broker: &str, mqtt: Door, process: &Process, settle: impl FnOnce() -> u
     let kept = settle();
     left_open.clear();
     worst = worst.max(bystander.worst_since(first));
-    let allowed = memory + memory / 5 + kept;
+    let allowed = memory + memory / 5 + kept + peak / PEAK_KEPT;
     let after = process.memory();
     let (trips, _) = (bystander.trips(), bystander.stop());
     figure(&format!("storm, {broker}: worst round trip of {trips}"), millis(worst), "ms");

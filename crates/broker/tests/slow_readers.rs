@@ -121,24 +121,27 @@ async fn publishers_of_a_subscriber_that_takes_nothing_are_held_only_for_the_tim
         config.limits.write_timeout = Duration::from_secs(1);
         config.limits.inflight = 1;
         config.limits.queue_messages = 4;
+        config.limits.packet_bytes = 128 * 1024;
     })
     .await;
     let mut deaf = Raw::connect(&broker, true, "d").await;
     deaf.subscribe("t", 1).await;
     let mut publisher = Raw::connect(&broker, false, "p").await;
+    // So long that no publisher is modest.
+    let payload = "x".repeat(70_000);
     // One is in flight and three wait, more than half of what may.
     for _ in 1..=4 {
-        publisher.complete("t", "x", 1, false).await;
+        publisher.complete("t", &payload, 1, false).await;
     }
     publisher.quiet().await;
     assert_eq!(broker.stat("publishers_held"), 0);
     // The next is held and fills the queue, and the one after it ends the session.
     for held in 1..=2 {
         assert_eq!(broker.stat("queue_overflows"), 0);
-        publisher.complete("t", "x", 1, false).await;
+        publisher.complete("t", &payload, 1, false).await;
         assert_eq!(broker.stat("publishers_held"), held);
     }
-    assert_eq!(deaf.message().await.payload, "x");
+    assert_eq!(deaf.message().await.payload, payload);
     assert_eq!(deaf.ended().await, Some(0x97));
     assert_eq!(broker.stat("queue_overflows"), 1);
 }
