@@ -105,6 +105,7 @@ fn systemd_runs_both_and_restarts_the_one_that_hangs() {
     done(&["systemctl", "restart", "rpicluster-slave"]);
     wait_until("the slave is well without a token", || there(&["rpicluster", "health", "slave"]).code == Some(0));
 
+    its_tasks_are_another_users_and_may_nothing();
     the_journal_has_one_time_a_line();
     only_the_slaves_agent_may_restart_the_machine();
     for (unit, who) in [("rpicluster-master", "master"), ("rpicluster-slave", "slave")] {
@@ -117,6 +118,29 @@ fn systemd_runs_both_and_restarts_the_one_that_hangs() {
     assert!(slaves.contains(r#""reason":"stopped""#), "{slaves}");
     done(&["systemctl", "stop", "rpicluster-master"]);
     assert_eq!(property("rpicluster-master", "Result"), "success");
+}
+
+/// Not even what the agent may: to become other users.
+fn its_tasks_are_another_users_and_may_nothing() {
+    let told = done(&[
+        "rpicluster",
+        "run",
+        "--on",
+        "all",
+        "--wait",
+        "1m",
+        "--",
+        "sh",
+        "-c",
+        "id -un; grep Cap /proc/self/status",
+    ]);
+    assert!(told.contains(": rpicluster-task\n"), "{told}");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        let line = told.lines().find(|line| line.contains(set));
+        assert!(line.is_some_and(|line| line.ends_with("\t0000000000000000")), "{told}");
+    }
+    let secret = there(&["rpicluster", "run", "--on", "all", "--", "ls", "/var/lib/rpicluster-slave"]);
+    assert_eq!(secret.code, Some(2), "the agent's folder is not its tasks': {}{}", secret.out, secret.err);
 }
 
 fn the_journal_has_one_time_a_line() {

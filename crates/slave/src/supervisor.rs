@@ -31,6 +31,7 @@ use rpicluster_protocol::AttemptKey;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::process::{Pid, Signal, getpid, kill_process_group, set_child_subreaper, setsid};
+use rustix::thread::clear_ambient_capability_set;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -40,7 +41,7 @@ use self::spool::{READ_BYTES, Spool};
 use self::wire::{Cause, Ended, Frames, Order, Report, Start, name, push_frame};
 use self::worker::Pool;
 
-pub(crate) use act_as::becoming;
+pub(crate) use act_as::{becoming, enabling, is_able};
 pub(crate) use spool::spool_path;
 
 /// Events taken at once.
@@ -98,6 +99,8 @@ pub fn supervise(arguments: &[std::ffi::OsString]) -> Result<(), SuperviseError>
     }
     // A leader of its group already if a shell started it; then it keeps its terminal.
     let _ = setsid();
+    // What lets the agent's service become other users is not for its tasks. A kernel that refuses has no such thing.
+    let _ = clear_ambient_capability_set();
     set_child_subreaper(Some(getpid())).map_err(io::Error::from).map_err(failed("adopt orphans"))?;
     Supervisor::new(UnixStream::from(socket)).and_then(Supervisor::run).map_err(failed("watch processes"))
 }

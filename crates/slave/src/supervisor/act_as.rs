@@ -6,13 +6,35 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::process::{Gid, Uid};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, capabilities, clear_ambient_capability_set, configure_capability_in_ambient_set, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
 
 use super::SuperviseError;
 use super::wire::User;
 
 /// How the supervisor's own program is asked for it.
 const COMMAND: [&str; 2] = ["__supervise", "as"];
+
+/// What a process needs to become another user's.
+const NEEDED: [CapabilitySet; 2] = [CapabilitySet::SETUID, CapabilitySet::SETGID];
+
+/// Whether this process may turn others into those of other users.
+pub(crate) fn is_able() -> bool {
+    capabilities(None).is_ok_and(|sets| NEEDED.into_iter().all(|needed| sets.effective.contains(needed)))
+}
+
+/// Runs `start` so that the process it starts may become another user's, if this one may.
+pub(crate) fn enabling<T>(start: impl FnOnce() -> T) -> T {
+    for needed in NEEDED {
+        // Root needs none of this; who else may not is told by the process that tries.
+        let _ = configure_capability_in_ambient_set(needed, true);
+    }
+    let started = start();
+    let _ = clear_ambient_capability_set();
+    started
+}
 
 /// The arguments before the program and its own.
 pub(crate) fn becoming(user: &User) -> Vec<String> {
@@ -39,6 +61,8 @@ pub(super) fn run(arguments: &[OsString]) -> Result<(), SuperviseError> {
     set_thread_groups(&groups).map_err(io::Error::from).map_err(failed("set the groups of another user"))?;
     set_thread_res_gid(gid, gid, gid).map_err(io::Error::from).map_err(failed("set the group of another user"))?;
     set_thread_res_uid(uid, uid, uid).map_err(io::Error::from).map_err(failed("become another user"))?;
+    // From one ordinary user to another, the kernel takes nothing away.
+    let _ = clear_ambient_capability_set();
     let cause = Command::new(program).args(rest).exec();
     Err(SuperviseError::System { action: "execute the program", cause })
 }

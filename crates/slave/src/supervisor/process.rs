@@ -274,7 +274,8 @@ pub(crate) fn spawn(program: &Program, arguments: &[String], cwd: &Path, has_std
     command.args(arguments).env_clear().envs(program.env.iter().map(|(key, value)| (key, value)));
     command.current_dir(cwd).process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
-    let child = command.spawn().map_err(|error| cannot_execute(command_name, &error))?;
+    let child = if program.user.is_some() { super::enabling(|| command.spawn()) } else { command.spawn() };
+    let child = child.map_err(|error| cannot_execute(command_name, &error))?;
     for pipe in [child.stdout.as_ref().map(AsFd::as_fd), child.stderr.as_ref().map(AsFd::as_fd)].into_iter().flatten() {
         set_nonblocking(pipe);
     }

@@ -25,7 +25,10 @@ pub struct TasksConfig {
     pub allow_functions: Vec<String>,
     /// Which actions: those that only tell something, by default.
     pub allow_actions: Vec<Action>,
-    /// As which other users tasks may run: names, or patterns with `*` and `?`. None by default: tasks run as the agent.
+    /// As which user tasks run whose job names none: the agent's own by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// As which other users tasks may run: names, or patterns with `*` and `?`. None by default.
     pub allow_users: Vec<String>,
     /// Where functions lie: `/etc/rpicluster/functions.d`.
     pub functions_dir: PathBuf,
@@ -105,6 +108,7 @@ impl Default for TasksConfig {
             allow_commands: everything(),
             allow_functions: everything(),
             allow_actions: vec![Action::Ping, Action::Time, Action::Revision, Action::Details],
+            user: None,
             allow_users: Vec::new(),
             functions_dir: PathBuf::from("/etc/rpicluster/functions.d"),
             functions: BTreeMap::new(),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::account::Account;
 use super::config::{Kind, TasksConfig};
+use crate::supervisor::is_able;
 use crate::supervisor::wire::{AGENT_MARK, ATTEMPT_MARK, Bounds, Call, Order, Program, Start, User, name};
 
 /// Where commands are looked for.
@@ -79,6 +80,7 @@ impl Policy {
         }
         if let Some(user) = &spec.run_as
             && *user != self.own.name
+            && Some(user) != self.config.user.as_ref()
             && !matches_any(&self.config.allow_users, user)
         {
             return Err(policy("allow_users", user));
@@ -158,7 +160,9 @@ impl Policy {
     /// In words, if it cannot be begun.
     pub(crate) fn order(&self, offer: TaskOffer, lease_end_ms: u64) -> Result<Order, String> {
         let TaskOffer { key, spec, .. } = offer;
-        let user = self.user(spec.run_as.as_deref())?;
+        // What the machine itself does, the agent does.
+        let usual = self.config.user.as_deref().filter(|_| !matches!(spec.work, Work::Action { .. }));
+        let user = self.user(spec.run_as.as_deref().or(usual))?;
         let bounds = Bounds {
             key,
             lease_end_ms,
@@ -190,7 +194,7 @@ impl Policy {
                 program.argv = vec![path.display().to_string()];
                 let served = self.config.functions.get(&function).filter(|function| function.persistent);
                 if let Some(served) = served {
-                    if !spec.env.is_empty() || program.cwd.is_some() || program.user.is_some() {
+                    if !spec.env.is_empty() || program.cwd.is_some() || spec.run_as.is_some() {
                         let what = "env, cwd and run_as cannot be chosen for one task";
                         return Err(format!("function {function:?} is served by processes that stay: {what}"));
                     }
@@ -241,8 +245,9 @@ impl Policy {
     fn user(&self, name: Option<&str>) -> Result<Option<Account>, String> {
         let Some(name) = name.filter(|name| *name != self.own.name) else { return Ok(None) };
         let account = Account::named(name).ok_or_else(|| format!("there is no user {name:?} on this slave"))?;
-        if self.own.uid != 0 {
-            return Err(format!("the agent runs as {}, so it cannot become {name}", self.own.name));
+        if !is_able() {
+            let own = &self.own.name;
+            return Err(format!("the agent runs as {own} without the right (CAP_SETUID, CAP_SETGID) to become {name}"));
         }
         Ok(Some(account))
     }
