@@ -76,6 +76,7 @@ fn a_hundred_slaves_work_undisturbed_while_strangers_and_a_neighbour_do_their_wo
     let answered = replies.count();
     wait_until("everybody is answered again", || replies.count() >= answered + 2 * HONEST as u64);
     let slowest = replies.slowest_since(started);
+    let took = replies.sorted_since(started);
     drop(asking);
     let Seen { memory_peak, retained_bytes, looks } = watch.stop();
 
@@ -108,6 +109,10 @@ fn a_hundred_slaves_work_undisturbed_while_strangers_and_a_neighbour_do_their_wo
     figure("abuse: length", duration().as_secs(), "s");
     figure("abuse: looks at who is online, all of them at all", looks, "times");
     figure("abuse: replies to honest slaves", replies.count(), "replies");
+    let late = took.iter().filter(|took| **took > REPLY_MAX).count();
+    figure("abuse: reply p50", millis(took[took.len() / 2]), "ms");
+    figure("abuse: reply p99", millis(took[took.len() * 99 / 100]), "ms");
+    figure(&format!("abuse: replies after more than {REPLY_MAX:?}"), late, "replies");
     figure("abuse: slowest reply", millis(slowest), "ms");
     figure("abuse: memory before", megabytes(memory), "MB");
     figure("abuse: memory at its peak", megabytes(memory_peak), "MB");
@@ -191,8 +196,16 @@ impl Replies {
     }
 
     fn slowest_since(&self, start: Instant) -> Duration {
+        self.sorted_since(start).last().copied().unwrap_or_default()
+    }
+
+    /// How long answers took to what was asked from then on, the fastest first.
+    fn sorted_since(&self, start: Instant) -> Vec<Duration> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter(|(asked, _)| *asked >= start).filter_map(|(_, took)| *took).max().unwrap_or_default()
+        let mut took: Vec<Duration> =
+            all.iter().filter(|(asked, _)| *asked >= start).filter_map(|(_, took)| *took).collect();
+        took.sort_unstable();
+        took
     }
 }
 

@@ -86,6 +86,8 @@ fn without_resumption(entrance: &Entrance) -> Entrance {
 }
 
 fn connects_a_second(entrance: &Entrance) -> Result<f64> {
+    // The first login costs a hash, and others are told meanwhile to come again.
+    drop(Client::enter(entrance, "bench-first")?);
     let start = Instant::now();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
