@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rpicluster_core::tasks::{JobRecord, JobSpec, NodeRecord, Task};
+use rpicluster_core::tasks::{JobRecord, NodeRecord, Task};
 use rpicluster_protocol::{
     JobId, JobState, SlaveId, StepInfo, Stream, TaskFinished, TaskId, TaskOutput, TaskState, Timestamp,
 };

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use rpicluster_core::tasks::JobSpec;
 use rpicluster_protocol::{AttemptKey, Epoch, Outcome};
 
 use super::*;
