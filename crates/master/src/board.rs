@@ -114,6 +114,11 @@ impl Board {
         }
     }
 
+    /// Leaves the watchers of a job to look again: more has happened than is worth being told piece by piece.
+    pub(crate) fn cut(&self, job: JobId) {
+        self.watchers().remove(&job);
+    }
+
     fn live(&self) -> MutexGuard<'_, HashMap<JobId, JobRow>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use rpicluster_core::tasks::{JobRecord, JobSpec, NodeRecord, Task};
+use rpicluster_core::tasks::{JobRecord, NodeRecord, Task};
 use rpicluster_protocol::{
-    JobId, JobState, JournalId, SessionId, SlaveId, StepInfo, Stream, TaskFinished, TaskId, TaskOutput, TaskState,
-    Timestamp,
+    JobId, JobState, SessionId, SlaveId, StepInfo, Stream, TaskFinished, TaskId, TaskOutput, TaskState, Timestamp,
 };
-use rusqlite::{Connection, OptionalExtension as _, Row, Statement, Transaction, params};
+use rusqlite::{Statement, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Unreadable, json, parsed};
+use super::json;
+
+mod load;
+mod sweep;
+
+pub(super) use load::{answer, has_job, job, newest, nodes, spec, tasks, tasks_in, totals, unended};
+use sweep::{free_output, sweep};
 
 /// The fourth version of the schema. A task that was never tried has no row.
 pub(super) const SCHEMA: &str = "
@@ -86,9 +91,6 @@ pub(super) const SCHEMA: &str = "
 
 /// Rows of the audit trail that are kept: years of what people do, days of what a script does every minute.
 const AUDIT_ROWS_MAX: i64 = 10_000;
-
-/// Rows of forgotten jobs that go in one transaction, so that it stays short.
-const GARBAGE_ROWS_MAX: usize = 5_000;
 
 /// What a batch of the engine writes of tasks.
 #[derive(Debug, Default)]
@@ -331,233 +333,6 @@ fn save_deed(save: &mut Statement<'_>, deed: &Deed) -> Result<usize, rusqlite::E
     save.execute(params![milliseconds(deed.at), deed.requester, deed.deed, deed.subject])
 }
 
-/// Takes output of these jobs away, the oldest piece first, until so many bytes are free or a transaction has had enough.
-fn free_output(
-    transaction: &Transaction<'_>,
-    jobs: &[JobId],
-    bytes: u64,
-    swept: &mut Swept,
-) -> Result<(), rusqlite::Error> {
-    let (mut freed, mut rows_left) = (0, GARBAGE_ROWS_MAX);
-    for job in jobs {
-        let mut of_job = 0_u64;
-        {
-            let mut pieces = transaction.prepare(
-                "SELECT rowid, length(data) FROM output INDEXED BY output_order WHERE job = ?1 ORDER BY rowid",
-            )?;
-            let mut delete = transaction.prepare("DELETE FROM output WHERE rowid = ?1")?;
-            let mut pieces = pieces.query([id(*job)])?;
-            let mut found: Vec<(i64, u64)> = Vec::new();
-            while freed + of_job < bytes && found.len() < rows_left {
-                let Some(row) = pieces.next()? else { break };
-                let length: u64 = row.get(1)?;
-                found.push((row.get(0)?, length));
-                of_job += length;
-            }
-            drop(pieces);
-            rows_left -= found.len();
-            for (piece, _) in found {
-                delete.execute([piece])?;
-            }
-        }
-        let sql = "UPDATE jobs SET output_bytes = output_bytes - ?2, output_dropped = 1 WHERE id = ?1";
-        transaction.execute(sql, params![id(*job), signed(of_job)])?;
-        freed += of_job;
-        swept.freed.insert(*job, of_job);
-        if freed >= bytes || rows_left == 0 {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Takes rows of a forgotten job away; tells whether there are more.
-fn sweep(transaction: &Transaction<'_>) -> Result<bool, rusqlite::Error> {
-    let job = transaction.query_row("SELECT min(job) FROM garbage", [], |row| row.get::<_, Option<i64>>(0))?;
-    let Some(job) = job else { return Ok(false) };
-    let limit = signed(GARBAGE_ROWS_MAX as u64);
-    let mut gone = 0;
-    for sql in [
-        "DELETE FROM output WHERE rowid IN (SELECT rowid FROM output WHERE job = ?1 LIMIT ?2)",
-        "DELETE FROM late_results WHERE job = ?1 AND (place, attempt) IN
-         (SELECT place, attempt FROM late_results WHERE job = ?1 LIMIT ?2)",
-        "DELETE FROM tasks WHERE job = ?1 AND place IN (SELECT place FROM tasks WHERE job = ?1 LIMIT ?2)",
-    ] {
-        gone += transaction.execute(sql, [job, limit])?;
-    }
-    if gone == 0 {
-        transaction.execute("DELETE FROM garbage WHERE job = ?1", [job])?;
-    }
-    transaction.query_row("SELECT EXISTS (SELECT 1 FROM garbage)", [], |row| row.get(0))
-}
-
-pub(super) fn totals(connection: &Connection) -> Result<Totals, Unreadable> {
-    let last = connection.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", [], |row| row.get(0));
-    let mut totals = Totals { last_job: last.optional()?.unwrap_or(0), ..Totals::default() };
-    totals.garbage = connection.query_row("SELECT EXISTS (SELECT 1 FROM garbage)", [], |row| row.get(0))?;
-    let mut statement =
-        connection.prepare("SELECT id, ended_ms IS NOT NULL, output_bytes FROM jobs ORDER BY ended_ms, id")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let (job, has_ended, bytes) = (JobId(row.get(0)?), row.get::<_, bool>(1)?, row.get(2)?);
-        if has_ended {
-            totals.ended.push(job);
-        }
-        if bytes > 0 {
-            totals.output.insert(job, bytes);
-        }
-    }
-    Ok(totals)
-}
-
-pub(super) fn unended(connection: &Connection) -> Result<Vec<JobId>, Unreadable> {
-    let mut statement = connection.prepare("SELECT id FROM jobs WHERE ended_ms IS NULL ORDER BY id")?;
-    let jobs = statement.query_map([], |row| row.get(0).map(JobId))?;
-    Ok(jobs.collect::<Result<_, _>>()?)
-}
-
-pub(super) fn nodes(connection: &Connection) -> Result<Vec<NodeRecord>, Unreadable> {
-    let mut statement =
-        connection.prepare("SELECT slave, journal, session, drain, drain_until_ms FROM task_nodes ORDER BY slave")?;
-    let mut rows = statement.query([])?;
-    let mut nodes = Vec::new();
-    while let Some(row) = rows.next()? {
-        let slave: String = row.get(0)?;
-        nodes.push(node(row, &slave).map_err(|error| error.in_row(&format!("tasks of slave {slave:?}")))?);
-    }
-    Ok(nodes)
-}
-
-fn node(row: &Row<'_>, slave: &str) -> Result<NodeRecord, Unreadable> {
-    let journal: Option<String> = row.get(1)?;
-    let journal = journal.map(|text| text.parse::<JournalId>().map_err(|error| error.to_string())).transpose()?;
-    let session: Option<String> = row.get(2)?;
-    let session = session.map(|text| text.parse::<SessionId>().map_err(|error| error.to_string())).transpose()?;
-    let drain_until = moment(row, 4)?;
-    let slave = slave.parse().map_err(|error| format!("{error}"))?;
-    Ok(NodeRecord { slave, journal, session, drain: row.get(3)?, drain_until })
-}
-
-const JOB_COLUMNS: &str = "id, submitted_ms, ended_ms, canceled, state, counts, output_dropped, about";
-
-/// A job, if it is there.
-pub(super) fn job(connection: &Connection, job: JobId) -> Result<Option<StoredJob>, Unreadable> {
-    let mut statement = connection.prepare(&format!("SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?1"))?;
-    let mut rows = statement.query([id(job)])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    stored_job(row).map(Some).map_err(|error| error.in_row(&format!("job {job}")))
-}
-
-/// Whether a job is there.
-pub(super) fn has_job(connection: &Connection, job: JobId) -> Result<bool, Unreadable> {
-    Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?1)", [id(job)], |row| row.get(0))?)
-}
-
-/// The newest jobs, the newest first.
-pub(super) fn newest(connection: &Connection, limit: u32) -> Result<Vec<StoredJob>, Unreadable> {
-    let mut statement = connection.prepare(&format!("SELECT {JOB_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?1"))?;
-    let mut rows = statement.query([limit])?;
-    let mut jobs = Vec::new();
-    while let Some(row) = rows.next()? {
-        let name = format!("job {}", row.get::<_, i64>(0)?);
-        jobs.push(stored_job(row).map_err(|error| error.in_row(&name))?);
-    }
-    Ok(jobs)
-}
-
-fn stored_job(row: &Row<'_>) -> Result<StoredJob, Unreadable> {
-    let state: String = row.get(4)?;
-    Ok(StoredJob {
-        row: JobRow {
-            job: JobId(row.get(0)?),
-            ended: moment(row, 2)?,
-            canceled: row.get(3)?,
-            state: parsed("state", &format!("{state:?}"))?,
-            counts: parsed("counts", &row.get::<_, String>(5)?)?,
-        },
-        submitted: moment(row, 1)?.unwrap_or(Timestamp::from_unix_ms(0)),
-        output_dropped: row.get(6)?,
-        about: parsed("about", &row.get::<_, String>(7)?)?,
-    })
-}
-
-/// What a job does, if it is there.
-pub(super) fn spec(connection: &Connection, job: JobId) -> Result<Option<JobSpec>, Unreadable> {
-    let found = connection.query_row("SELECT spec FROM jobs WHERE id = ?1", [id(job)], |row| row.get::<_, String>(0));
-    let spec = found.optional()?.map(|text| parsed("spec", &text)).transpose();
-    spec.map_err(|problem| Unreadable::from(problem).in_row(&format!("job {job}")))
-}
-
-/// The rows of a job's tasks from one place to another, `to` excluded.
-pub(super) fn tasks(connection: &Connection, job: JobId, from: u32, to: u32) -> Result<Vec<(u32, Task)>, Unreadable> {
-    let sql = format!("SELECT {TASK_COLUMNS} FROM tasks WHERE job = ?1 AND place >= ?2 AND place < ?3 ORDER BY place");
-    let mut statement = connection.prepare(&sql)?;
-    collect_tasks(job, statement.query(params![id(job), from, to])?)
-}
-
-/// Those of its tasks in that state that have rows.
-pub(super) fn tasks_in(
-    connection: &Connection,
-    job: JobId,
-    state: TaskState,
-    from: u32,
-    limit: u32,
-) -> Result<Vec<(u32, Task)>, Unreadable> {
-    let sql = format!(
-        "SELECT {TASK_COLUMNS} FROM tasks WHERE job = ?1 AND state = ?2 AND place >= ?3 ORDER BY place LIMIT ?4"
-    );
-    let mut statement = connection.prepare(&sql)?;
-    collect_tasks(job, statement.query(params![id(job), state.as_str(), from, limit])?)
-}
-
-const TASK_COLUMNS: &str = "place, state, attempt, failures, slave, started, cancel, gap, reason, result, stdout, stderr, \
-                            started_ms, ended_ms";
-
-fn collect_tasks(job: JobId, mut rows: rusqlite::Rows<'_>) -> Result<Vec<(u32, Task)>, Unreadable> {
-    let mut tasks = Vec::new();
-    while let Some(row) = rows.next()? {
-        let index: u32 = row.get(0)?;
-        tasks.push((index, task(row).map_err(|error| error.in_row(&format!("task {job}.{index}")))?));
-    }
-    Ok(tasks)
-}
-
-fn task(row: &Row<'_>) -> Result<Task, Unreadable> {
-    let state: String = row.get(1)?;
-    let slave: Option<String> = row.get(4)?;
-    let result: Option<String> = row.get(9)?;
-    Ok(Task {
-        state: parsed("state", &format!("{state:?}"))?,
-        attempt: row.get(2)?,
-        failures: row.get(3)?,
-        slave: slave.map(|slave| slave.parse().map_err(|error| format!("{error}"))).transpose()?,
-        started: row.get(5)?,
-        cancel: row.get(6)?,
-        gap: row.get(7)?,
-        reason: row.get(8)?,
-        result: result.map(|text| parsed("result", &text)).transpose()?,
-        stdout: row.get(10)?,
-        stderr: row.get(11)?,
-        started_at: moment(row, 12)?,
-        ended_at: moment(row, 13)?,
-    })
-}
-
-/// What was answered when a job was submitted under this key.
-pub(super) fn answer(connection: &Connection, key: &str) -> Result<Option<String>, Unreadable> {
-    let mut statement = connection.prepare("SELECT answer FROM jobs WHERE idempotency_key = ?1")?;
-    Ok(statement.query_row([key], |row| row.get(0)).optional()?.flatten())
-}
-
-fn moment(row: &Row<'_>, column: usize) -> Result<Option<Timestamp>, Unreadable> {
-    let at: Option<i64> = row.get(column)?;
-    Ok(at.map(|at| Timestamp::from_unix_ms(u64::try_from(at).unwrap_or(0))))
-}
-
-pub(super) fn id(job: JobId) -> i64 {
-    signed(job.0)
-}
-
 /// How a stream is written.
 pub(super) fn stream_number(stream: Stream) -> i64 {
     match stream {
@@ -573,3 +348,10 @@ pub(super) fn signed(number: u64) -> i64 {
 fn milliseconds(at: Timestamp) -> i64 {
     signed(at.unix_ms())
 }
+
+pub(super) fn id(job: JobId) -> i64 {
+    signed(job.0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -304,6 +304,15 @@ async fn what_cannot_be_done_is_refused_by_name_when_it_is_submitted() {
     assert_eq!((code, answer), (200, json!({"steps": [{"slaves": ["pi"], "tasks": 1}]})));
     assert_eq!(master.get("/api/v1/jobs").await, json!([]));
 
+    // Reading takes a token too.
+    for path in ["/api/v1/jobs", "/api/v1/jobs/1", "/api/v1/jobs/1/events", "/api/v1/jobs/1/output"] {
+        let mut stream = TcpStream::connect(master.http).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{path}: {answer}");
+    }
     for (method, path, code) in [
         ("GET", "/api/v1/jobs/1", 404),
         ("GET", "/api/v1/jobs/x", 404),

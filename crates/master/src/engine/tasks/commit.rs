@@ -15,6 +15,9 @@ use crate::store::{JobRow, StoredJob, SubmittedJob, Swept, TaskRows};
 /// How many ended jobs are forgotten in one transaction.
 const FORGOTTEN_MAX: usize = 100;
 
+/// How many tasks of one job are told of at once: a million may be canceled together.
+const EVENTS_MAX: usize = 20_000;
+
 impl TaskDesk {
     /// Whether there is something to be written now.
     pub(in crate::engine) fn wants_save(&self, now: Moment) -> bool {
@@ -144,6 +147,9 @@ impl TaskDesk {
     fn tell_watchers(&self, job: JobId, row: &JobRow, tasks: &[TaskId], unsaved: &Unsaved) {
         let interest = self.board.interest(job);
         let Some(record) = self.tasks.job(job).filter(|_| interest.tasks) else { return };
+        if tasks.len() > EVENTS_MAX {
+            return self.board.cut(job);
+        }
         let (mut output, mut others) = (Vec::new(), Vec::new());
         if interest.output {
             for piece in unsaved.output.iter().filter(|piece| piece.key.task.job == job) {
