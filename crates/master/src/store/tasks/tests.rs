@@ -81,8 +81,13 @@ fn what_was_written_of_jobs_is_there_when_it_is_opened_again() {
     let folder = private_folder();
     let mut store = Store::open(folder.path()).unwrap();
     let (pi, gone): (SlaveId, SlaveId) = ("pi-1".parse().unwrap(), "pi-2".parse().unwrap());
-    let node =
-        NodeRecord { slave: pi.clone(), journal: Some(rpicluster_protocol::JournalId(5)), drain: Some("fan".into()) };
+    let node = NodeRecord {
+        slave: pi.clone(),
+        journal: Some(rpicluster_protocol::JournalId(5)),
+        session: Some("s1".parse().unwrap()),
+        drain: Some("fan".into()),
+        drain_until: Some(Timestamp::from_unix_ms(7)),
+    };
     let row = JobRow {
         job: JobId(1),
         canceled: true,
