@@ -175,9 +175,12 @@ impl Watch {
     }
 }
 
-/// When each question was asked and how long its answer took; `None` for one that never came.
+/// All questions and what came of them.
 #[derive(Debug, Default, Clone)]
-struct Replies(Arc<Mutex<Vec<(Instant, Option<Duration>)>>>);
+struct Replies(Arc<Mutex<Vec<Reply>>>);
+
+/// When a question was asked and how long its answer took; `None` if it never came.
+type Reply = (Instant, Option<Duration>);
 
 impl Replies {
     fn note(&self, asked: Instant, took: Option<Duration>) {
