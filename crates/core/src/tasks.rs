@@ -1,6 +1,6 @@
 //! Who runs what: jobs, tasks, attempts, leases, retries. The rules are on the page `docs/protocol.md`, Tasks.
 //!
-//! Whoever calls this writes what [`Effect::RememberTask`] and its like name before any other effect of the same call, or
+//! Whoever calls this writes what [`TaskEffect::RememberTask`] and its like name before any other effect of the same call, or
 //! of calls before it, is seen by anybody.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
