@@ -119,7 +119,11 @@ fn a_terminal_is_protected_and_shows_no_colours_to_who_wants_none() {
 #[test]
 fn whoever_only_follows_a_log_is_not_asked() {
     let master = endless();
-    let mut process = Process::start("logs", command(&master, &["logs", "17", "-f"]));
+    // Who runs the tests in the background ignores the signal, which is inherited.
+    let mut logs = Command::new("env");
+    logs.args(["--default-signal=INT", env!("CARGO_BIN_EXE_rpicluster"), "logs", "17", "-f"]);
+    logs.env("RPICLUSTER_URL", master.url()).env("RPICLUSTER_API_TOKEN", "secret");
+    let mut process = Process::start("logs", logs);
     process.wait_for_line("pi-1: begun");
     process.signal(Signal::INT);
     let Finished { code, err, .. } = process.wait_for_exit();

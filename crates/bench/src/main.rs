@@ -9,6 +9,7 @@ mod figure;
 mod latency;
 mod peers;
 mod scale;
+mod tasks;
 mod throughput;
 mod tls;
 
@@ -30,6 +31,8 @@ enum What {
     Throughput,
     /// 1,000 slaves, one agent, writes of an idle cluster
     Scale,
+    /// Tasks over 8 slaves
+    Tasks,
     /// What TLS costs
     Tls,
     /// The broker alone: fan-in, fan-out, connects, idle connections
@@ -66,6 +69,9 @@ fn main() -> Result<()> {
     }
     if matches!(what, What::All | What::Scale) {
         scale::measure(&mut figures)?;
+    }
+    if matches!(what, What::All | What::Tasks) {
+        tasks::measure(&mut figures)?;
     }
     if matches!(what, What::All | What::Tls) {
         tls::measure(&mut figures)?;

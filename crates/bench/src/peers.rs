@@ -120,6 +120,19 @@ impl Master {
         Ok(answer["secret"].as_str().context("a secret")?.to_owned())
     }
 
+    /// Submits a job and waits until it has ended; how that is told.
+    pub(crate) fn run(&self, job: &Value) -> Result<Value> {
+        let accepted = self.post("/api/v1/jobs", job)?;
+        let number = accepted["job"].as_u64().context("a job's number")?;
+        let request = ureq::get(format!("{}/api/v1/jobs/{number}/events", self.http));
+        let request = request.header("authorization", format!("Bearer {}", self.api_token));
+        // The stream ends with the job.
+        std::io::copy(&mut request.call()?.body_mut().as_reader(), &mut std::io::sink())?;
+        let request = ureq::get(format!("{}/api/v1/jobs/{number}", self.http));
+        let request = request.header("authorization", format!("Bearer {}", self.api_token));
+        Ok(serde_json::from_str(&request.call()?.body_mut().read_to_string()?)?)
+    }
+
     /// Makes something through the API.
     fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = ureq::post(format!("{}{path}", self.http));
@@ -140,14 +153,16 @@ impl Master {
     }
 }
 
-/// An agent of `master`, joined as any other; in the place of one that was measured before.
-pub(crate) fn start_slave(master: &Master) -> Result<Process> {
+/// An agent of `master`, joined as any other; in the place of one that was measured before. `settings` are variables of
+/// its environment.
+pub(crate) fn start_slave(master: &Master, id: &str, settings: &[(&str, String)]) -> Result<Process> {
     let folder = tempfile::tempdir()?;
     let token =
         master.post("/api/v1/tokens", &json!({"replace": true}))?["token"].as_str().context("a token")?.to_owned();
     let child = Command::new(product()?)
         .env("RPICLUSTER_TOKEN", token)
-        .args(["slave", "--id", "bench-agent", "--master", &master.mqtts.to_string(), "--state-dir"])
+        .envs(settings.iter().map(|(name, value)| (name, value)))
+        .args(["slave", "--id", id, "--master", &master.mqtts.to_string(), "--state-dir"])
         .arg(folder.path())
         .current_dir(folder.path())
         .stdout(Stdio::null())

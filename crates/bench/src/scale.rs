@@ -71,7 +71,7 @@ fn one_agent(figures: &mut Figures) -> Result<()> {
     let master = Master::start(&[])?;
     let [mut resident, mut cpu] = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS {
-        let slave = start_slave(&master)?;
+        let slave = start_slave(&master, "bench-agent", &[])?;
         wait_until("the agent is online", || Ok(master.status()?["online"].as_u64() == Some(1)))?;
         let before = slave.cpu_time()?;
         std::thread::sleep(IDLE);
