@@ -218,7 +218,7 @@ fn a_submission_that_was_not_answered_is_sent_again_under_the_same_key() {
 fn targets_that_are_wrong_or_match_nobody_are_told_apart() {
     for (status, body, code) in [
         (400, json!({"error": "target \"pi[\": ] is missing"}), 2),
-        (404, json!({"error": "no slave matches \"pi[\""}), 127),
+        (422, json!({"error": "no slave matches \"pi[\""}), 127),
         (201, json!({"job": 17, "steps": [{"slaves": [], "tasks": 0}]}), 127),
         (503, json!({"error": "the disk is full"}), 1),
         (401, json!({"error": "no"}), 1),

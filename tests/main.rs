@@ -45,6 +45,8 @@ mod slave_tasks;
 mod storm;
 /// Take-overs: an old connection's end never marks the new one offline.
 mod takeover;
+/// Tasks from the command line to the processes and back, with a real master and real slaves.
+mod tasks;
 /// Rules of the repository that no compiler checks.
 mod tidy;
 /// What people and foreign clients see on the wire: `mosquitto_sub`, a slave made of a shell script, MQTT 5 requests.

@@ -90,6 +90,9 @@ pub struct StepAccepted {
     /// Those of them that are offline.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub offline: Vec<SlaveId>,
+    /// Those that begin nothing until they are undrained; what is for them alone waits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<SlaveId>,
     /// How many tasks it has.
     pub tasks: u32,
 }

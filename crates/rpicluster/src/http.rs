@@ -214,7 +214,7 @@ impl MasterClient {
                 Ok(answer) => match answer.status {
                     200..=299 => return Ok(answer.body),
                     400 => return Err(self.refused(&answer, Exit::Usage)),
-                    404 => return Err(self.refused(&answer, Exit::NotRun)),
+                    422 => return Err(self.refused(&answer, Exit::NotRun)),
                     status => (status == 503, self.refused(&answer, Exit::Failed)),
                 },
                 // Nothing was sent to a master that was never there.

@@ -10,6 +10,8 @@ use crate::text::Escaped;
 pub(crate) struct SlaveRow {
     /// Its id.
     pub(crate) id: SlaveId,
+    /// Why it gets no tasks.
+    pub(crate) drain: Option<String>,
     /// What the master knows of it.
     #[serde(flatten)]
     pub(crate) slave: SlaveDetails,
@@ -76,8 +78,21 @@ fn cells(row: &SlaveRow, now: Timestamp) -> [String; HEADER.len()] {
         or_absent(vitals.cpu_temperature.map(degrees)),
         or_absent(vitals.ram_free.map(bytes)),
         or_absent(vitals.load.map(|load| format!("{:.2}", load[0]))),
-        row.slave.reason.as_ref().map(|reason| Escaped(reason).to_string()).unwrap_or_default(),
+        reasons(row).map(|reason| Escaped(reason).to_string()).unwrap_or_default(),
     ]
+}
+
+/// Why it is offline, why it gets no tasks, or both.
+fn reasons(row: &SlaveRow) -> Option<String> {
+    match (&row.slave.reason, drained(row)) {
+        (Some(reason), Some(drained)) => Some(format!("{reason}, {drained}")),
+        (reason, drained) => reason.clone().or(drained),
+    }
+}
+
+fn drained(row: &SlaveRow) -> Option<String> {
+    let reason = row.drain.as_ref()?;
+    Some(if reason.is_empty() { "drained".to_owned() } else { format!("drained: {reason}") })
 }
 
 /// All that is known of one slave, a line each; what is unknown is left out.
@@ -90,7 +105,7 @@ pub(crate) fn details(row: &SlaveRow, now: Timestamp) -> String {
         ("id", Some(row.id.to_string())),
         ("state", Some(row.slave.state.to_string())),
         ("since", Some(format!("{} ({})", row.slave.since, elapsed(row.slave.since, now)))),
-        ("reason", row.slave.reason.clone()),
+        ("reason", reasons(row)),
         ("host name", details.hostname),
         ("model", details.model),
         ("serial number", details.serial),
@@ -168,7 +183,7 @@ mod tests {
         {"id":"pi-7","state":"online","since":"2026-01-01T00:00:00Z","details":{"hostname":"pi\u001b[2J","ram":4000000000},
          "vitals":{"cpu_percentage":3.4,"cpu_temperature":51.2,"ram_free":1234567890,"load":[0.1,0.2,0.3],
                    "disks":[{"mount":"/","total":2000,"free":1000}]}},
-        {"id":"a","state":"offline","since":"2026-01-01T00:01:00Z","reason":"gone\nforged","unknown":1}]"#;
+        {"id":"a","state":"offline","since":"2026-01-01T00:01:00Z","reason":"gone\nforged","drain":"new fan","unknown":1}]"#;
 
     fn slaves() -> Vec<SlaveRow> {
         serde_json::from_str(SLAVES).unwrap()
@@ -183,7 +198,7 @@ mod tests {
         let expected = "\
 ID    STATE    SINCE  CPU  TEMP   RAM FREE  LOAD  REASON
 pi-7  online   2 min  3 %  51 °C  1.2 GB    0.10
-a     offline  1 min  -    -      -         -     gone\\nforged";
+a     offline  1 min  -    -      -         -     gone\\nforged, drained: new fan";
         assert_eq!(table(&slaves(), two_minutes_later(), false), expected);
         assert_eq!(table(&[], two_minutes_later(), false), "No slave has come yet.");
     }

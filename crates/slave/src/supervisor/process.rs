@@ -1,6 +1,6 @@
 //! One attempt as a process: how it begins, and what is left to do when it has ended.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -38,7 +38,7 @@ pub(crate) struct Process {
     pub(crate) spooled: [Spooled; 2],
     /// The agent has not been told how much output there is.
     pub(crate) is_dirty: bool,
-    own_folder: Option<PathBuf>,
+    own_folder: Option<OwnFolder>,
     began: Moment,
     /// When its first process ended.
     pub(crate) exited: Option<Moment>,
@@ -126,8 +126,8 @@ impl Process {
                 }
             }
         })();
-        let own_folder = needs_folder.then_some(folder);
-        let (mut child, pid, pidfd) = begun.inspect_err(|_| remove(own_folder.as_deref()))?;
+        let own_folder = needs_folder.then_some(OwnFolder { path: folder, user: program.user });
+        let (mut child, pid, pidfd) = begun.inspect_err(|_| own_folder.iter().for_each(OwnFolder::remove))?;
         let spooled = [Stream::Stdout, Stream::Stderr];
         let spooled = spooled.map(|stream| spool.stream(&bounds.key, stream, bounds.output_limit));
         Ok(Process {
@@ -217,7 +217,7 @@ impl Process {
             drain(spool, &mut self.spooled[1], pipe, buffer, &mut left[1]);
         }
         let used = self.child.try_wait4().ok().flatten();
-        remove(self.own_folder.as_deref());
+        self.own_folder.iter().for_each(OwnFolder::remove);
         let problem = (!left_behind.is_empty()).then(|| format!("processes that do not die: {left_behind:?}"));
         Ended {
             cause: self.ending.and_then(|ending| ending.cause),
@@ -334,7 +334,7 @@ fn own_folder(folder: &Path, user: Option<&User>) -> Result<(), NotBegun> {
         fs::remove_dir_all(folder)?;
         make()
     });
-    let made = made.and_then(|()| user.map_or(Ok(()), |user| chown(folder, Some(user.uid), Some(user.gid))));
+    let made = made.and_then(|()| user.map_or(Ok(()), |user| give(folder, user, 0o777)));
     made.map_err(|error| NotBegun::new(NOT_EXECUTABLE, format!("cannot make the folder {}: {error}", folder.display())))
 }
 
@@ -343,17 +343,37 @@ fn own_script(folder: &Path, script: &str, user: Option<&User>) -> Result<String
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path)?;
         file.write_all(script.as_bytes())?;
-        user.map_or(Ok(()), |user| chown(&path, Some(user.uid), Some(user.gid)))
+        user.map_or(Ok(()), |user| give(&path, user, 0o755))
     })();
     written.map_err(|error| NotBegun::new(NOT_EXECUTABLE, format!("cannot write {}: {error}", path.display())))?;
     Ok(String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned())
 }
 
-fn remove(folder: Option<&Path>) {
-    // What cannot be removed now is removed at the agent's next start.
-    if let Some(folder) = folder
-        && fs::remove_dir(folder).is_err()
-    {
-        let _ = fs::remove_dir_all(folder);
+/// Makes something the user's. An agent that is not root can only open it, to whoever sees the service's own `/tmp`.
+fn give(path: &Path, user: &User, else_mode: u32) -> io::Result<()> {
+    chown(path, Some(user.uid), Some(user.gid))
+        .or_else(|_| fs::set_permissions(path, Permissions::from_mode(else_mode)))
+}
+
+/// A working folder, and whose it is.
+struct OwnFolder {
+    path: PathBuf,
+    user: Option<User>,
+}
+
+impl OwnFolder {
+    /// What cannot be removed now is removed at the agent's next start.
+    fn remove(&self) {
+        if fs::remove_dir(&self.path).is_ok() || fs::remove_dir_all(&self.path).is_ok() {
+            return;
+        }
+        // What another user has made within, only that user may remove.
+        if let Some(user) = &self.user {
+            let mut command = Command::new("/proc/self/exe");
+            command.args(super::becoming(user)).args(["/bin/rm", "-rf", "--"]).arg(&self.path);
+            let _ =
+                super::enabling(|| command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 }

@@ -85,6 +85,16 @@ struct Known {
     /// What it says of itself, with the labels that it was given.
     details: Details,
     is_online: bool,
+    is_drained: bool,
+}
+
+/// Who a target means.
+struct Chosen {
+    slaves: Vec<SlaveId>,
+    /// Those of them that are offline.
+    offline: Vec<SlaveId>,
+    /// Those of them that are drained.
+    draining: Vec<SlaveId>,
 }
 
 /// What is to be done, as far as that can be said now; and whether it is only asked for.
@@ -127,7 +137,8 @@ fn known(site: &Site) -> Vec<Known> {
         let latest = slave.latest();
         let labels = labels(site, &slave.id, &latest);
         let details = Details { labels, ..latest.details.as_deref().cloned().unwrap_or_default() };
-        Known { id: slave.id.clone(), details, is_online: latest.state == Liveness::Online }
+        let is_online = latest.state == Liveness::Online;
+        Known { id: slave.id.clone(), details, is_online, is_drained: slave.work().drain.is_some() }
     });
     known.collect()
 }
@@ -145,7 +156,7 @@ fn check_step(
     if spec.timeout_ms == Some(0) {
         return Err(bad(format!("{at}.timeout_ms is 0: leave it out for no limit")));
     }
-    let (chosen, offline) = resolve(&at, &on, slaves)?;
+    let Chosen { slaves: chosen, offline, draining } = resolve(&at, &on, slaves)?;
     let before = |name: &String| {
         let problem = || bad(format!("{at}.after: no earlier step has the name {name:?}"));
         places.get(name).copied().ok_or_else(problem)
@@ -168,12 +179,11 @@ fn check_step(
     step.batch = batch.map(|share| share.of(tasks));
     step.max_failures = max_failures.map(|share| share.of(tasks));
     check_offer(&at, &step)?;
-    let accepted = StepAccepted { slaves: step.slaves.clone(), offline, tasks };
+    let accepted = StepAccepted { slaves: step.slaves.clone(), offline, draining, tasks };
     Ok((step, accepted))
 }
 
-/// The slaves that a target means, and those of them that are offline.
-fn resolve(at: &str, on: &str, slaves: &[Known]) -> Result<(Vec<SlaveId>, Vec<SlaveId>), Refused> {
+fn resolve(at: &str, on: &str, slaves: &[Known]) -> Result<Chosen, Refused> {
     let target = Target::parse(on).map_err(|error| bad(format!("{at}.on: {error}")))?;
     for name in target.names() {
         if slaves.binary_search_by(|slave| slave.id.as_str().cmp(name)).is_err() {
@@ -184,8 +194,13 @@ fn resolve(at: &str, on: &str, slaves: &[Known]) -> Result<(Vec<SlaveId>, Vec<Sl
     if chosen.is_empty() {
         return Err(nobody(format!("no slave matches {at}.on {on:?}")));
     }
-    let ids = |slaves: &mut dyn Iterator<Item = &&Known>| slaves.map(|slave| slave.id.clone()).collect();
-    Ok((ids(&mut chosen.iter()), ids(&mut chosen.iter().filter(|slave| !slave.is_online))))
+    let those =
+        |which: fn(&Known) -> bool| chosen.iter().filter(|slave| which(slave)).map(|slave| slave.id.clone()).collect();
+    Ok(Chosen {
+        slaves: those(|_| true),
+        offline: those(|slave| !slave.is_online),
+        draining: those(|slave| slave.is_drained),
+    })
 }
 
 fn check_name(what: &str, name: Option<&str>) -> Result<(), Refused> {
@@ -237,9 +252,9 @@ fn check_offer(at: &str, step: &Step) -> Result<(), Refused> {
 /// The longest session in bytes; each may be escaped to two.
 const SESSION_BYTES: usize = rpicluster_protocol::limits::REQUEST_ID_BYTES_MAX;
 
-/// Who was meant is not there.
+/// The request is well-formed, and there is nobody to do it.
 fn nobody(problem: String) -> Refused {
-    Refused(StatusCode::NOT_FOUND, problem)
+    Refused(StatusCode::UNPROCESSABLE_ENTITY, problem)
 }
 
 fn bad(problem: String) -> Refused {

@@ -60,8 +60,11 @@ pub(super) fn words(task: &TaskInfo) -> String {
     let reason = task.reason.as_ref().map(|reason| Escaped(reason).to_string());
     match (task.state, &reason) {
         (TaskState::Failed, reason) => match (task.exit_code, task.signal, reason) {
-            (Some(code), _, _) => format!("exit {code}"),
-            (None, Some(signal), _) => format!("signal {signal}"),
+            // It could not begin, or something of it is left.
+            (Some(code), _, Some(reason)) => format!("exit {code}: {reason}"),
+            (Some(code), _, None) => format!("exit {code}"),
+            (None, Some(signal), Some(reason)) => format!("signal {signal}: {reason}"),
+            (None, Some(signal), None) => format!("signal {signal}"),
             (None, None, Some(reason)) => reason.clone(),
             (None, None, None) => "failed".to_owned(),
         },

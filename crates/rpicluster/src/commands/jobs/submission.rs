@@ -120,6 +120,11 @@ pub(super) fn follow(
     if then == Then::Watch && nobody_there {
         Printer::new().note("every slave that matches is offline");
     }
+    // What is for them alone waits, however long.
+    let draining = fold(accepted.steps.iter().flat_map(|step| &step.draining)).join(", ");
+    if then == Then::Watch && !draining.is_empty() {
+        Printer::new().note(&format!("drained until \"rpicluster slaves undrain ID\": {draining}"));
+    }
     watch(client, job, true, &mut presenters)?.conclude(then == Then::Watch)
 }
 
@@ -137,6 +142,9 @@ pub(super) fn plan(request: &JobRequest, accepted: &JobAccepted) -> String {
         lines.push(format!("{name}: {}: {share}{slaves}", work(&step.spec.work)));
         if !found.offline.is_empty() {
             lines.push(format!("  offline: {}", fold(found.offline.iter()).join(", ")));
+        }
+        if !found.draining.is_empty() {
+            lines.push(format!("  draining: {}", fold(found.draining.iter()).join(", ")));
         }
         if !step.after.is_empty() {
             lines.push(format!("  after: {}", step.after.join(", ")));
@@ -208,12 +216,12 @@ mod tests {
         )
         .unwrap();
         let accepted: JobAccepted = serde_json::from_str(
-            r#"{"steps":[{"slaves":["pi-1","pi-2"],"offline":["pi-2"],"tasks":2},{"slaves":["pi-1"],"tasks":1}]}"#,
+            r#"{"steps":[{"slaves":["pi-1","pi-2"],"offline":["pi-2"],"draining":["pi-1"],"tasks":2},{"slaves":["pi-1"],"tasks":1}]}"#,
         )
         .unwrap();
         assert_eq!(
             plan(&request, &accepted),
-            "build: make {}: 2 tasks shared by pi-[1-2]\n  offline: pi-2\nstep 2: reboot: pi-1\n  after: build"
+            "build: make {}: 2 tasks shared by pi-[1-2]\n  offline: pi-2\n  draining: pi-1\nstep 2: reboot: pi-1\n  after: build"
         );
     }
 }

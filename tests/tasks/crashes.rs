@@ -1,0 +1,134 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Work, lines};
+use crate::harness::{figure, heavy, wait_until};
+
+/// How many slaves work.
+const SLAVES: usize = 8;
+/// How many tasks are submitted before each crash.
+const TASKS_OF_A_ROUND: u32 = 50;
+/// A crash comes at most so long after a submission: tasks of a round need more.
+const CALM_MAX: Duration = Duration::from_millis(700);
+
+/// 2,000 tasks in a full run: `SOAK_TASKS=2000`.
+fn rounds() -> u32 {
+    let tasks: u32 = match std::env::var("SOAK_TASKS") {
+        Ok(text) => text.parse().unwrap_or_else(|error| panic!("SOAK_TASKS={text}: {error}")),
+        Err(_) => 400,
+    };
+    tasks.div_ceil(TASKS_OF_A_ROUND)
+}
+
+/// Printed, and taken from `SEED` when it is to be the same once more.
+fn seed() -> u64 {
+    match std::env::var("SEED") {
+        Ok(text) => text.parse().unwrap_or_else(|error| panic!("SEED={text}: {error}")),
+        Err(_) => fastrand::u64(..),
+    }
+}
+
+#[test]
+fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
+    let _alone = heavy();
+    let seed = seed();
+    println!("seed {seed}: SEED={seed} chooses the same moments once more");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut work = Work::start(SLAVES, "[slave]\nslots = 2\n");
+    let folder = work.cluster.slave_folder("files");
+    std::fs::create_dir(&folder).unwrap();
+    let (mut seen, mut jobs) = (BTreeMap::new(), Vec::new());
+    let mut kills = (0, 0);
+    for round in 0..rounds() {
+        // Half of them may be tried again when they were lost.
+        let is_idempotent = round % 4 >= 2;
+        jobs.push((submit(&work, &folder, round, is_idempotent), is_idempotent));
+        thread::sleep(CALM_MAX.mul_f64(random.f64()));
+        for (job, _) in &jobs {
+            notice(&work, *job, &mut seen);
+        }
+        if round % 2 == 0 {
+            work.cluster.master.kill();
+            work.cluster.restart();
+            kills.0 += 1;
+        } else {
+            let victim = random.usize(..SLAVES);
+            work.slaves[victim].kill();
+            work.slaves[victim] = work.cluster.slave(&format!("pi-{}", victim + 1));
+            kills.1 += 1;
+        }
+    }
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for (job, is_idempotent) in &jobs {
+        wait_until(&format!("job {job} has ended"), || work.job(*job)["state"] != "active");
+        for task in tasks(&work, *job) {
+            *counts.entry(task["state"].as_str().unwrap().to_owned()).or_default() += 1;
+            check(&task, &folder, *is_idempotent);
+        }
+        notice(&work, *job, &mut seen);
+    }
+    let listed: BTreeSet<u64> = work
+        .cluster
+        .get("/api/v1/jobs?limit=1000")
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|job| job["job"].as_u64().unwrap())
+        .collect();
+    assert_eq!(listed, jobs.iter().map(|(job, _)| *job).collect(), "the accepted jobs, each once");
+    assert_eq!(counts.values().sum::<u32>(), rounds() * TASKS_OF_A_ROUND);
+    let (masters, slaves) = kills;
+    figure("tasks through crashes", format!("{counts:?}, {masters} kills of the master, {slaves} of slaves"), "");
+}
+
+/// A job whose tasks append their attempt's number to files of their own.
+fn submit(work: &Work, folder: &Path, round: u32, is_idempotent: bool) -> u64 {
+    let inputs: Vec<String> = (0..TASKS_OF_A_ROUND).map(|number| format!("{round}-{number}")).collect();
+    let script = format!("echo $RPICLUSTER_ATTEMPT >> {}/$1; sleep 0.3", folder.display());
+    let mut arguments = vec!["map", "--on", "all", "--detach"];
+    if is_idempotent {
+        arguments.extend(["--idempotent", "--retries", "100"]);
+    }
+    arguments.extend(["--", "sh", "-c", &script, "sh", "{}", ":::"]);
+    arguments.extend(inputs.iter().map(String::as_str));
+    work.detached(&arguments)
+}
+
+fn tasks(work: &Work, job: u64) -> Vec<Value> {
+    let page = work.cluster.get(&format!("/api/v1/jobs/{job}/tasks?limit={TASKS_OF_A_ROUND}"));
+    page["tasks"].as_array().unwrap().clone()
+}
+
+/// What the master has once shown as succeeded stays so.
+fn notice(work: &Work, job: u64, seen: &mut BTreeMap<String, Value>) {
+    for task in tasks(work, job) {
+        let end = json!([task["state"], task["attempt"], task["ended"]]);
+        let name = task["task"].as_str().unwrap();
+        if let Some(before) = seen.get(name) {
+            assert_eq!(*before, end, "{name} had succeeded");
+        }
+        if task["state"] == "succeeded" {
+            seen.insert(name.to_owned(), end);
+        }
+    }
+}
+
+/// At most one line of each attempt, exactly one of the one that succeeded, and none of a slave that was not asked.
+fn check(task: &Value, folder: &Path, is_idempotent: bool) {
+    let written = lines(&folder.join(task["input"].as_str().unwrap()));
+    // TASK-ATTEMPT-EPOCH
+    let attempts: BTreeSet<u64> = written.iter().map(|line| line.split('-').nth(1).unwrap().parse().unwrap()).collect();
+    assert_eq!(attempts.len(), written.len(), "an attempt ran twice: {task} {written:?}");
+    let last = task["attempt"].as_u64().unwrap();
+    assert!(attempts.iter().all(|attempt| (1..=last).contains(attempt)), "{task} {written:?}");
+    match task["state"].as_str().unwrap() {
+        "succeeded" => assert!(attempts.contains(&last), "it never ran: {task} {written:?}"),
+        "lost" => assert!(!is_idempotent, "{task}"),
+        // Its shell may have been told to end with its agent.
+        other => panic!("{other} is no end for it: {task} {written:?}"),
+    }
+}

@@ -1,0 +1,112 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Work, lines};
+use crate::harness::{Finished, Process, descendants, is_running, wait_for, wait_until};
+
+/// What `run` on one slave comes to, from a job's number to its end.
+fn assert_ends(finished: &Finished, code: i32, words: &str) {
+    assert_eq!(finished.code, Some(code), "{finished:?}");
+    assert!(finished.err.contains(words), "{words:?} is not in {}", finished.err);
+}
+
+#[test]
+fn a_reboot_is_refused_by_default_with_the_name_of_the_rule() {
+    let work = Work::start(1, "");
+    let refused = work.call(&["reboot", "--on", "pi-1"]);
+    assert_ends(&refused, 126, "pi-1: slave.tasks.allow_actions does not hold \"reboot\"");
+    assert_ends(&work.call(&["ping", "--on", "pi-1"]), 0, "1 task: 1 ok");
+}
+
+#[test]
+fn a_drained_slave_begins_nothing_and_its_work_waits_until_it_is_undrained() {
+    let work = Work::start(2, "");
+    let drained = work.call(&["slaves", "drain", "pi-2", "--reason", "new fan"]);
+    assert_eq!(drained.code, Some(0), "{}", drained.err);
+    let shared =
+        work.call(&["map", "--on", "all", "--", "sh", "-c", "echo $RPICLUSTER_SLAVE", ":::", "a", "b", "c", "d"]);
+    assert_eq!((shared.code, shared.out.as_str()), (Some(0), "pi-1\npi-1\npi-1\npi-1\n"), "{}", shared.err);
+
+    let mut waiting = Process::start("run", work.command(&["run", "--on", "pi-2", "--", "echo", "at last"]));
+    wait_until("it is told that it waits", || waiting.err().join("\n").contains("undrain ID\": pi-2"));
+    assert_eq!(work.task(2)["state"], "queued");
+    assert_eq!(work.call(&["slaves", "undrain", "pi-2"]).code, Some(0));
+    let finished = waiting.wait_for_exit();
+    assert_eq!((finished.code, finished.out.as_str()), (Some(0), "pi-2: at last\n"), "{}", finished.err);
+}
+
+#[test]
+fn what_failed_is_tried_again_when_told_and_what_succeeded_is_not() {
+    let work = Work::start(1, "");
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let script = format!("cd {}; echo $1 >> began; test -e $1", folder.path().display());
+    std::fs::write(file("a"), "").unwrap();
+    let first = work.call(&["map", "--on", "all", "--", "sh", "-c", &script, "sh", "{}", ":::", "a", "b"]);
+    assert_ends(&first, 1, "2 tasks: 1 ok, 1 failed");
+    std::fs::write(file("b"), "").unwrap();
+    let again = work.call(&["retry", "1"]);
+    assert_eq!(again.code, Some(0), "{}", again.err);
+    work.wait_until_job_is(1, "succeeded");
+    let mut began = lines(&file("began"));
+    began.sort();
+    assert_eq!(began, ["a", "b", "b"]);
+}
+
+#[test]
+fn a_master_that_is_killed_and_comes_back_does_not_disturb_a_run() {
+    let mut work = Work::start(3, "");
+    let folder = tempfile::tempdir().unwrap();
+    let go = folder.path().join("go");
+    let script = format!("echo before; while ! [ -e {} ]; do sleep 0.05; done; echo after", go.display());
+    let mut run = Process::start("run", work.command(&["run", "--on", "all", "--", "sh", "-c", &script]));
+    wait_until("all have begun", || run.out().len() == 3);
+    work.cluster.master.kill();
+    // What ends meanwhile is told afterwards.
+    std::fs::write(&go, "").unwrap();
+    wait_until("the command notices", || run.err().iter().any(|line| line.contains("waiting for the master")));
+    work.cluster.restart();
+    let finished = run.wait_for_exit();
+    assert_eq!(finished.code, Some(0), "{}", finished.err);
+    assert!(finished.err.ends_with("job 1: 3 tasks: 3 ok\n"), "{}", finished.err);
+    let said: BTreeSet<&str> = finished.out.lines().collect();
+    let wanted = ["pi-1: after", "pi-1: before", "pi-2: after", "pi-2: before", "pi-3: after", "pi-3: before"];
+    assert_eq!((said, finished.out.lines().count()), (BTreeSet::from(wanted), 6), "each line once");
+}
+
+#[test]
+fn the_tasks_of_an_agent_that_is_killed_end_with_it_and_are_lost_or_tried_again() {
+    let mut work = Work::start(1, "");
+    let lost = work.detached(&["run", "--on", "pi-1", "--detach", "--", "sleep", "1000"]);
+    let tried =
+        work.detached(&["run", "--on", "pi-1", "--detach", "--idempotent", "--retries", "1", "--", "sleep", "1000"]);
+    for job in [lost, tried] {
+        work.wait_until_task_is(job, "running");
+    }
+    let family = descendants(work.slaves[0].pid());
+    work.slaves[0].kill();
+    wait_until("its tasks have ended too", || !family.iter().any(|process| is_running(*process)));
+    wait_for("nobody knows", || (work.task(lost)["state"] == "unknown").then_some(()));
+    work.slaves[0] = work.cluster.slave("pi-1");
+    let followed = work.call(&["logs", &lost.to_string(), "-f"]);
+    assert_eq!(work.task(lost)["state"], "lost", "{followed:?}");
+    wait_until("the other is tried again", || {
+        let task = work.task(tried);
+        task["state"] == "running" && task["attempt"] == 2
+    });
+}
+
+#[test]
+fn a_job_for_a_slave_that_never_returns_waits_as_long_as_it_is_told() {
+    let mut work = Work::start(1, "");
+    work.slaves[0].kill();
+    wait_until("it is offline", || !work.cluster.is_online("pi-1"));
+    assert_ends(&work.call(&["run", "--on", "pi-1", "--", "true"]), 127, "pi-1: offline");
+    let began = std::time::Instant::now();
+    assert_ends(&work.call(&["run", "--on", "pi-1", "--wait", "1s", "--", "true"]), 127, "1 task: 1 offline");
+    assert!(began.elapsed() >= Duration::from_secs(1), "it was waited for");
+    let waits = work.detached(&["run", "--on", "pi-1", "--wait", "1h", "--detach", "--", "true"]);
+    assert_eq!(work.task(waits)["state"], "queued");
+    assert_eq!(work.call(&["cancel", &waits.to_string()]).code, Some(0));
+    work.wait_until_job_is(waits, "canceled");
+}
