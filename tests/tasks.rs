@@ -1,6 +1,6 @@
 use std::env::{join_paths, split_paths, var_os};
-use std::fs::File;
-use std::io::Read as _;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -87,22 +87,17 @@ impl Work {
     }
 }
 
-/// What a command writes to standard output, counted instead of kept; with its standard error.
-fn count_bytes(mut command: Command) -> (u64, Finished) {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    let mut out = child.stdout.take().unwrap();
-    let bytes = std::io::copy(&mut out, &mut std::io::sink()).unwrap();
-    let mut err = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    (bytes, Finished { code: child.wait().unwrap().code(), out: String::new(), err })
+/// A command that takes its time and may write anything: its output byte for byte, its exit code and its standard error.
+fn whole(mut command: Command) -> (Vec<u8>, Option<i32>, String) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    (output.stdout, output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 /// Lines of a file; none if it is not there.
 fn lines(path: &Path) -> Vec<String> {
-    let mut text = String::new();
-    match File::open(path) {
-        Ok(mut file) => file.read_to_string(&mut text).map(|_| text.lines().map(str::to_owned).collect()).unwrap(),
-        Err(_) => Vec::new(),
+    match fs::read_to_string(path) {
+        Ok(text) => text.lines().map(str::to_owned).collect(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => panic!("{}: {error}", path.display()),
     }
 }

@@ -63,10 +63,12 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
         }
     }
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    let mut tried_again = 0;
     for (job, is_idempotent) in &jobs {
         wait_until(&format!("job {job} has ended"), || work.job(*job)["state"] != "active");
         for task in tasks(&work, *job) {
             *counts.entry(task["state"].as_str().unwrap().to_owned()).or_default() += 1;
+            tried_again += u32::from(task["attempt"] != 1);
             check(&task, &folder, *is_idempotent);
         }
         notice(&work, *job, &mut seen);
@@ -82,7 +84,8 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
     assert_eq!(listed, jobs.iter().map(|(job, _)| *job).collect(), "the accepted jobs, each once");
     assert_eq!(counts.values().sum::<u32>(), rounds() * TASKS_OF_A_ROUND);
     let (masters, slaves) = kills;
-    figure("tasks through crashes", format!("{counts:?}, {masters} kills of the master, {slaves} of slaves"), "");
+    let crashes = format!("{masters} kills of the master, {slaves} of slaves");
+    figure("tasks through crashes", format!("{counts:?}, {tried_again} tried again, {crashes}"), "");
 }
 
 /// A job whose tasks append their attempt's number to files of their own.

@@ -321,7 +321,7 @@ impl Engine {
         let saved = match self.store.save_all(&rows, changes, &self.desk.rows()) {
             Ok(swept) => {
                 self.unsaved.clear();
-                self.desk.saved(swept);
+                self.desk.saved(swept, &self.view);
                 Ok(())
             }
             Err(error) => {

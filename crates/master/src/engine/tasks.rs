@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::board::Board;
 use crate::letters::Letter;
 use crate::store::{Deed, Store, StoreError, StoredJob, Totals};
-use crate::view::{SlaveWork, View};
+use crate::view::{Slave, SlaveWork, View};
 
 mod ask;
 mod commit;
@@ -237,12 +237,15 @@ impl TaskDesk {
         self.owed.pay(&self.letters);
         if self.show && now.since(self.shown_at) >= SHOW_INTERVAL {
             (self.show, self.shown_at) = (false, now);
-            for slave in view.all() {
-                let drain = self.tasks.node(&slave.id).and_then(|node| node.drain);
-                let open = self.tasks.open_attempts(&slave.id);
-                slave.set_work(SlaveWork { slots: self.online.get(&slave.id).copied(), open, drain });
-            }
+            view.all().iter().for_each(|slave| self.show_work(slave));
         }
+    }
+
+    /// Shows what a slave has to do with tasks.
+    fn show_work(&self, slave: &Slave) {
+        let drain = self.tasks.node(&slave.id).and_then(|node| node.drain);
+        let open = self.tasks.open_attempts(&slave.id);
+        slave.set_work(SlaveWork { slots: self.online.get(&slave.id).copied(), open, drain });
     }
 
     /// Something is to be done soon.

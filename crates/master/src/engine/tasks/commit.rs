@@ -11,6 +11,7 @@ use super::{RETRY_PAUSE, TaskDesk, Unsaved};
 use crate::engine::tasks::AskError;
 use crate::shown::{about, job_info, task_info};
 use crate::store::{JobRow, StoredJob, SubmittedJob, Swept, TaskRows};
+use crate::view::View;
 
 /// How many ended jobs are forgotten in one transaction.
 const FORGOTTEN_MAX: usize = 100;
@@ -48,7 +49,7 @@ impl TaskDesk {
     }
 
     /// It is written: whoever waits is answered, watchers are told, and slaves may be.
-    pub(in crate::engine) fn saved(&mut self, swept: Swept) {
+    pub(in crate::engine) fn saved(&mut self, swept: Swept, view: &View) {
         self.retry_at = None;
         let forgotten = self.forgotten();
         let unsaved = std::mem::take(&mut self.unsaved);
@@ -72,6 +73,8 @@ impl TaskDesk {
         }
         self.output_bytes = self.totals.output.values().sum();
         self.tell(&unsaved);
+        // Who drains a slave and then looks sees it drained.
+        unsaved.nodes.iter().filter_map(|slave| view.get(slave.as_str())).for_each(|slave| self.show_work(&slave));
         self.owed.append(&mut self.held);
         for Submitted { accepted, done, .. } in unsaved.submitted.into_values() {
             for done in done {

@@ -145,7 +145,7 @@ impl Bench {
     fn commit(&mut self) -> Vec<ToSlave> {
         while self.desk.wants_save(self.now.moment) {
             match self.store.save_all(&[], [], &self.desk.rows()) {
-                Ok(swept) => self.desk.saved(swept),
+                Ok(swept) => self.desk.saved(swept, &self.view),
                 Err(_) => self.desk.not_saved(self.now.moment),
             }
         }
@@ -357,10 +357,13 @@ fn an_ended_job_is_tried_again_as_far_as_it_failed() {
 #[test]
 fn a_drained_slave_stays_so_and_a_removed_one_is_forgotten() {
     let mut bench = Bench::new();
+    bench.view.get_or_meet(&pi(), bench.now.wall).unwrap();
+    let shown = |bench: &Bench| bench.view.get(pi().as_str()).unwrap().work().drain;
     let (reason, deadline) = ("disk".to_owned(), None);
     let mut answer = bench.ask(|done| Ask::Drain { slave: pi(), reason, deadline, requester: "x".into(), done });
+    assert_eq!((answer.try_recv(), shown(&bench)), (Err(TryRecvError::Empty), None));
     bench.commit();
-    assert_eq!(answer.try_recv().unwrap(), Ok(()));
+    assert_eq!((answer.try_recv().unwrap(), shown(&bench).as_deref()), (Ok(()), Some("disk")), "at once");
     let mut bench = bench.restart();
     bench.come("s1", 1);
     drop(bench.submit(spec(1), None));
