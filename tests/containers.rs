@@ -105,7 +105,16 @@ impl Bed {
         for container in self.containers("slave") {
             assert!(states.contains_key(&self.slave(&container)));
         }
-        // ---- Tasks: a task on all, and its results, go here.
+        let told = self.ask(&["run", "--on", "all", "--", "sh", "-c", "echo it is $RPICLUSTER_SLAVE"]);
+        for id in states.keys() {
+            assert!(told.contains(&format!("{id}: it is {id}\n")), "{told}");
+        }
+    }
+
+    /// A command in the master's container that must succeed: what it prints.
+    fn ask(&self, arguments: &[&str]) -> String {
+        let master = &self.containers(self.master)[0];
+        succeeds(command(&[&["exec", master, "rpicluster"], arguments].concat())).out
     }
 }
 
@@ -118,6 +127,9 @@ impl Drop for Bed {
         self.down();
     }
 }
+
+/// How far a task counts, a second for each: beyond the partition.
+const COUNTED: u64 = 45;
 
 /// The lines of shell in README.md's section on containers.
 fn readme() -> Vec<String> {
@@ -194,7 +206,8 @@ fn the_profile_with_a_broker_that_others_run_is_a_cluster_too() {
     wait_until("both are online", online);
     docker(&["restart", &bed.containers("external-master")[0]]);
     wait_until("the master knows both again", online);
-    // ---- Tasks: a task on both, and its results, go here.
+    let told = bed.ask(&["run", "--on", "all", "--", "sh", "-c", "echo it is $RPICLUSTER_SLAVE"]);
+    assert!(["slave-1", "slave-2"].iter().all(|id| told.contains(&format!("{id}: it is {id}\n"))), "{told}");
 }
 
 fn the_image_is_as_it_should_be(bed: &Bed) {
@@ -239,6 +252,13 @@ fn half_of_six_slaves_cut_off_for_half_a_minute_are_offline_in_time_and_come_bac
     let ids: Vec<String> = slaves.iter().map(|slave| bed.slave(slave)).collect();
     let (cut, others) = ids.split_at(3);
     let network = format!("{PROJECT}_default");
+    let count = format!("for n in $(seq {COUNTED}); do echo $n; sleep 1; done");
+    let job = bed.ask(&["run", "--detach", "--on", "all", "--", "sh", "-c", &count]);
+    let job = job.trim();
+    wait_until("all have begun to count", || {
+        let told = bed.ask(&["logs", job]);
+        ids.iter().all(|id| told.contains(&format!("{id}: 1\n")))
+    });
 
     let turn = timed();
     let mut events = Vec::new();
@@ -256,12 +276,17 @@ fn half_of_six_slaves_cut_off_for_half_a_minute_are_offline_in_time_and_come_bac
         let states = bed.states();
         let as_cut = cut.iter().all(|id| states[id] == "offline") && others.iter().all(|id| states[id] == "online");
         assert!(as_cut, "{states:?}");
-        // ---- Tasks: those that run on the slaves that are cut off run on.
     }
     for slave in &slaves[..3] {
         docker(&["network", "connect", &network, slave]);
     }
     within(Instant::now(), BACK_WITHIN, "all are back", || cut.iter().all(|id| bed.is_online(id)));
-    // ---- Tasks: what they did meanwhile is reported; nothing ran twice, nothing is lost.
+    // What they did meanwhile is told; nothing ran twice, nothing is lost.
+    wait_until("all have counted to the end", || bed.ask(&["jobs", job]).contains("succeeded"));
+    let told = bed.ask(&["logs", job]);
+    for id in &ids {
+        let own = told.lines().filter_map(|line| line.strip_prefix(&format!("{id}: ")));
+        assert_eq!(own.collect::<Vec<_>>(), (1..=COUNTED).map(|n| n.to_string()).collect::<Vec<_>>(), "{id}");
+    }
     bed.all_is_well(6);
 }
