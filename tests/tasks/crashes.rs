@@ -1,12 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{Work, lines};
-use crate::harness::{figure, heavy, wait_until};
+use crate::harness::{Process, figure, heavy, run, wait_until};
 
 /// How many slaves work.
 const SLAVES: usize = 8;
@@ -46,11 +47,12 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
     for round in 0..rounds() {
         // Half of them may be tried again when they were lost.
         let is_idempotent = round % 4 >= 2;
-        jobs.push((submit(&work, &folder, round, is_idempotent), is_idempotent));
-        thread::sleep(CALM_MAX.mul_f64(random.f64()));
+        let mut submission = Process::start("map", map(&work, &folder, round, is_idempotent));
         for (job, _) in &jobs {
             notice(&work, *job, &mut seen);
         }
+        // Often early enough to meet the submission itself.
+        thread::sleep(CALM_MAX.mul_f64(random.f64().powi(3)));
         if round % 2 == 0 {
             work.cluster.master.kill();
             work.cluster.restart();
@@ -61,6 +63,13 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
             work.slaves[victim] = work.cluster.slave(&format!("pi-{}", victim + 1));
             kills.1 += 1;
         }
+        let mut submitted = submission.wait_for_exit();
+        // It found no master, and so it has sent nothing.
+        if submitted.code == Some(69) {
+            submitted = run(map(&work, &folder, round, is_idempotent));
+        }
+        assert_eq!(submitted.code, Some(0), "{}", submitted.err);
+        jobs.push((submitted.out.trim().parse().unwrap(), is_idempotent));
     }
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     let mut tried_again = 0;
@@ -89,7 +98,7 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
 }
 
 /// A job whose tasks append their attempt's number to files of their own.
-fn submit(work: &Work, folder: &Path, round: u32, is_idempotent: bool) -> u64 {
+fn map(work: &Work, folder: &Path, round: u32, is_idempotent: bool) -> Command {
     let inputs: Vec<String> = (0..TASKS_OF_A_ROUND).map(|number| format!("{round}-{number}")).collect();
     let script = format!("echo $RPICLUSTER_ATTEMPT >> {}/$1; sleep 0.3", folder.display());
     let mut arguments = vec!["map", "--on", "all", "--detach"];
@@ -98,7 +107,7 @@ fn submit(work: &Work, folder: &Path, round: u32, is_idempotent: bool) -> u64 {
     }
     arguments.extend(["--", "sh", "-c", &script, "sh", "{}", ":::"]);
     arguments.extend(inputs.iter().map(String::as_str));
-    work.detached(&arguments)
+    work.command(&arguments)
 }
 
 fn tasks(work: &Work, job: u64) -> Vec<Value> {
