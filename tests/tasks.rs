@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::{Cluster, Finished, Place, Process, rpicluster, run, wait_until};
+use crate::harness::{Cluster, Finished, Process, rpicluster, run, wait_until};
 
 /// The master and slaves are killed again and again, while tasks append to files.
 mod crashes;
@@ -35,7 +35,7 @@ impl Work {
 
     /// A command of this cluster's user, on the master's machine.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = rpicluster(&Place::Here);
+        let mut command = rpicluster(self.cluster.place());
         command.args(arguments);
         self.at_home(&mut command);
         command
@@ -59,6 +59,9 @@ impl Work {
     fn at_home(&self, command: &mut Command) {
         // The folder holds the token, which is another one after each start of the master.
         command.env("RPICLUSTER__MASTER__STATE_DIR", self.cluster.master_folder());
+        if !self.cluster.http.ip().is_loopback() {
+            command.env("RPICLUSTER_API_TOKEN_FILE", self.cluster.master_folder().join("api-token"));
+        }
         command.env("RPICLUSTER_URL", self.cluster.url()).current_dir(self.cluster.slave_folder("."));
     }
 

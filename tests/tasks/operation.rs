@@ -1,8 +1,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::{Work, lines};
-use crate::harness::{Finished, Process, descendants, is_running, wait_for, wait_until};
+use crate::harness::{Cluster, Finished, Place, Process, descendants, is_running, rpicluster, wait_for, wait_until};
 
 /// What `run` on one slave comes to, from a job's number to its end.
 fn assert_ends(finished: &Finished, code: i32, words: &str) {
@@ -109,4 +111,53 @@ fn a_job_for_a_slave_that_never_returns_waits_as_long_as_it_is_told() {
     assert_eq!(work.task(waits)["state"], "queued");
     assert_eq!(work.call(&["cancel", &waits.to_string()]).code, Some(0));
     work.wait_until_job_is(waits, "canceled");
+}
+
+/// A queue, then a script on the same slaves, then something that fails, and what never begins for that reason.
+const STEPS: &str = r#"
+[[steps]]
+name = "convert"
+on = "role=worker"
+run = ["echo", "{}", "{#}.png"]
+inputs = ["a.tif", "b.tif"]
+
+[[steps]]
+name = "greet"
+on = "role=worker"
+after = ["convert"]
+interpreter = ["/bin/sh", "-eu"]
+script = "read -r greeting; echo $greeting from $RPICLUSTER_SLAVE, $1"
+arguments = ["weekly"]
+stdin = "hello\n"
+
+[[steps]]
+name = "fail"
+on = "all"
+after = ["greet"]
+run = ["sh", "-c", "exit 5"]
+
+[[steps]]
+on = "all"
+after = ["fail"]
+action = "ping"
+"#;
+
+#[test]
+fn a_job_of_several_steps_runs_in_their_order_on_a_slave_whose_folder_is_named_from_where_it_started() {
+    let cluster = Cluster::start();
+    let token = cluster.change("POST", "/api/v1/tokens", Some(&json!({})))["token"].as_str().unwrap().to_owned();
+    let mut slave = rpicluster(&Place::Here);
+    slave.args(["slave", "--id", "pi-1", "--state-dir", "here", "--stop-on-stdin-close", "--master"]);
+    slave.arg(cluster.mqtts.to_string()).env("RPICLUSTER_TOKEN", token).current_dir(cluster.slave_folder("."));
+    let work = Work { slaves: vec![Process::start("pi-1", slave)], cluster };
+    work.cluster.wait_until_online("pi-1");
+    assert_eq!(work.call(&["slaves", "label", "pi-1", "role=worker"]).code, Some(0));
+    let file = work.cluster.slave_folder("job.toml");
+    std::fs::write(&file, STEPS).unwrap();
+    let finished = work.call(&["submit", file.to_str().unwrap(), "--follow"]);
+    assert_ends(&finished, 5, "job 1: 5 tasks: 3 ok, 1 failed, 1 canceled\n");
+    let mut lines: Vec<&str> = finished.out.lines().collect();
+    assert_eq!(lines.pop(), Some("1.2 pi-1: hello from pi-1, weekly"), "last: {}", finished.out);
+    lines.sort_unstable();
+    assert_eq!(lines, ["1.0 pi-1: a.tif 1.png", "1.1 pi-1: b.tif 2.png"]);
 }

@@ -98,6 +98,8 @@ impl Tasks {
     ) -> Result<Tasks, TasksError> {
         create_private_folder(&config.state_dir)?;
         let folder = config.state_dir.join("tasks");
+        // A task does not run where the agent does.
+        let folder = std::path::absolute(&folder).map_err(|cause| failed("find", &folder, cause))?;
         let [spool, work] = ["spool", "work"].map(|name| folder.join(name));
         for folder in [&folder, &spool, &work] {
             ensure_private_folder(folder)?;
