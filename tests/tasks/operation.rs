@@ -161,3 +161,22 @@ fn a_job_of_several_steps_runs_in_their_order_on_a_slave_whose_folder_is_named_f
     lines.sort_unstable();
     assert_eq!(lines, ["1.0 pi-1: a.tif 1.png", "1.1 pi-1: b.tif 2.png"]);
 }
+
+#[test]
+fn a_map_in_order_shows_each_result_once_while_master_and_slave_are_killed() {
+    let mut work = Work::start(2, "");
+    let list = work.cluster.slave_folder("list");
+    let inputs: String = (1..=150).map(|number| format!("{number}\n")).collect();
+    std::fs::write(&list, &inputs).unwrap();
+    let mut arguments = vec!["map", "--on", "all", "--keep-order", "--idempotent", "--retries", "9"];
+    arguments.extend(["-a", list.to_str().unwrap(), "--", "sh", "-c", "echo $1; sleep 0.05", "sh", "{}"]);
+    let mut map = Process::start("map", work.command(&arguments));
+    wait_until("some have ended", || map.out().len() >= 20);
+    work.cluster.master.kill();
+    work.cluster.restart();
+    wait_until("more have ended", || map.out().len() >= 40);
+    work.slaves[1].kill();
+    work.slaves[1] = work.cluster.slave("pi-2");
+    let finished = map.wait_for_exit();
+    assert_eq!((finished.code, &finished.out), (Some(0), &inputs), "{}", finished.err);
+}
