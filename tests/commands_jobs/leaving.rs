@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{accepted, answer, command, job, master, output, task};
 use crate::harness::fake_master::{FakeMaster, Reply};
-use crate::harness::{Finished, Process, run, wait_until};
+use crate::harness::{Finished, Process, interruptible, run, wait_until};
 
 /// A job that runs until it is canceled.
 fn endless() -> FakeMaster {
@@ -119,10 +119,7 @@ fn a_terminal_is_protected_and_shows_no_colours_to_who_wants_none() {
 #[test]
 fn whoever_only_follows_a_log_is_not_asked() {
     let master = endless();
-    // Who runs the tests in the background ignores the signal, which is inherited.
-    let mut logs = Command::new("env");
-    logs.args(["--default-signal=INT", env!("CARGO_BIN_EXE_rpicluster"), "logs", "17", "-f"]);
-    logs.env("RPICLUSTER_URL", master.url()).env("RPICLUSTER_API_TOKEN", "secret");
+    let logs = interruptible(&command(&master, &["logs", "17", "-f"]));
     let mut process = Process::start("logs", logs);
     process.wait_for_line("pi-1: begun");
     process.signal(Signal::INT);

@@ -225,3 +225,19 @@ fn read_lines(stream: impl Read + Send + 'static, mut sink: impl FnMut(&str) + S
         }
     })
 }
+
+/// The same command, which SIGINT ends: who runs the tests in the background may ignore it, and that is inherited.
+pub(crate) fn interruptible(command: &Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => env.env(name, value),
+            None => env.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        env.current_dir(folder);
+    }
+    env
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 use rustix::process::Signal;
 
 use super::Work;
-use crate::harness::{Process, wait_until};
+use crate::harness::{Process, interruptible, wait_until};
 
 /// A command of the README, and the lines below it.
 struct Step {
@@ -91,7 +91,7 @@ fn the_tour_of_the_readme_prints_what_it_says() {
 /// `logs -f` until every slave has spoken, then Ctrl-C.
 fn follow(work: &Work, step: &Step, arguments: &str) {
     let arguments: Vec<&str> = ["logs"].into_iter().chain(arguments.split(' ')).collect();
-    let mut logs = Process::start("logs", work.command(&arguments));
+    let mut logs = Process::start("logs", interruptible(&work.command(&arguments)));
     let spoken = |lines: &[String], slave: &str| lines.iter().any(|line| shape(line) == format!("{slave}: DATE"));
     wait_until("every slave is heard", || {
         let lines = logs.out();
