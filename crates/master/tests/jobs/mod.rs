@@ -430,6 +430,7 @@ async fn a_flood_of_a_slave_costs_none_of_its_results() {
     settings.master.output_bytes_max = 64 * 1024;
     let master = TestMaster::start_with(settings).await;
     let mut pi = slave(&master, "pi", "s1", 1, json!([])).await;
+    master.wait_for("/api/v1/slaves/pi", |page| page["slots"] == 1).await;
     submit(&master, &uname("pi")).await;
     let offer = next(&mut pi, "task_offer").await;
     started(&pi, &offer).await;
