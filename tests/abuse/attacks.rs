@@ -111,7 +111,8 @@ pub(super) const ATTACKS: [Attack; 9] = [
         name: "observers of everything that never read",
         unit: "observers",
         run: observe_and_never_read,
-        counted: |_| vec![(Broker, "dropped_slow_reader", 1), (Broker, "publishers_held", 1)],
+        // Whether a publisher is held too, before that, is a matter of moments: crates/broker/tests/slow_readers.rs.
+        counted: |_| vec![(Broker, "dropped_slow_reader", 1)],
     },
 ];
 
