@@ -42,6 +42,9 @@ const DECLINED_MAX: u32 = 50;
 /// How many tasks are kept, with their jobs, after the end because the slave of a lost one may still tell how it went.
 const KEPT_TASKS_MAX: usize = 100_000;
 
+/// Why the tasks of a canceled job are.
+const JOB_CANCELED: &str = "the job was canceled";
+
 /// Why the tasks of a step are canceled that comes after one that failed.
 const STEP_BEFORE_FAILED: &str = "a step that it comes after did not succeed";
 
@@ -233,7 +236,7 @@ impl Tasks {
         tasks: impl IntoIterator<Item = (u32, Task)>,
         effects: &mut Effects,
     ) {
-        let id = record.job;
+        let (id, canceled) = (record.job, record.canceled);
         if self.jobs.contains_key(&id) {
             return;
         }
@@ -281,8 +284,12 @@ impl Tasks {
                 _ => {}
             }
         }
-        let steps = job.steps.len() as u32;
+        let (steps, tasks) = (job.steps.len() as u32, job.tasks.len() as u32);
         self.jobs.insert(id, job);
+        // Nothing that waits is left where a cancel was written with all that follows from it; a backup is another matter.
+        for index in (0..tasks).filter(|_| canceled) {
+            self.withdraw(now, TaskId { job: id, index }, JOB_CANCELED, effects);
+        }
         for step in 0..steps {
             self.queue_all(id, step);
             self.begin_waiting(now, id, step, PRESENCE_TIMEOUT);

@@ -340,6 +340,27 @@ impl Action {
     }
 }
 
+impl TaskFinished {
+    /// An end of which nothing more is known.
+    pub fn new(key: AttemptKey, seq: u32, outcome: Outcome) -> TaskFinished {
+        TaskFinished {
+            key,
+            seq,
+            outcome,
+            exit_code: None,
+            signal: None,
+            reason: None,
+            duration_ms: 0,
+            stdout: 0,
+            stderr: 0,
+            truncated: false,
+            cpu_ms: None,
+            memory_peak: None,
+            result: None,
+        }
+    }
+}
+
 impl JournalEntry {
     /// Whose event it is.
     pub fn key(&self) -> AttemptKey {

@@ -247,24 +247,26 @@ pub(crate) struct CheckConfigArgs {
     pub(crate) broker_config: Option<PathBuf>,
 }
 
+/// Under what help shows [`UrlArgs`].
+const WHERE: &str = "Where the master is";
+
 /// Where the master is and what opens it, for the commands that ask it.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Where the master is")]
 pub(crate) struct UrlArgs {
     /// The master's HTTP address
-    #[arg(long, global = true, env = "RPICLUSTER_URL", default_value_t)]
+    #[arg(long, global = true, help_heading = WHERE, env = "RPICLUSTER_URL", default_value_t)]
     pub(crate) url: MasterUrl,
     /// Read the API's token from this file, instead of the master's own on this machine (or set RPICLUSTER_API_TOKEN)
-    #[arg(long, global = true, env = "RPICLUSTER_API_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = WHERE, env = "RPICLUSTER_API_TOKEN_FILE", value_name = "FILE")]
     pub(crate) api_token_file: Option<PathBuf>,
     /// Trust the certificates in this file for https, instead of the master's on this machine
-    #[arg(long, global = true, env = "RPICLUSTER_CA_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = WHERE, env = "RPICLUSTER_CA_FILE", value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
     /// The state folder of whom is asked, if it runs on this machine; by default the configured one
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = WHERE, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     /// Use this rpicluster.toml to find that folder
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = WHERE, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -276,6 +278,15 @@ fn help_end() -> String {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn help_shows_what_a_command_does_apart_from_where_the_master_is() {
+        let mut run = Cli::command().find_subcommand("run").cloned().unwrap();
+        let help = run.render_long_help().to_string();
+        let (what, place) = help.split_once(WHERE).unwrap();
+        assert!(["--fold", "--env", "--cwd", "--on"].iter().all(|flag| what.contains(flag)), "{help}");
+        assert!(place.contains("--url") && !place.contains("--fold "), "{help}");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

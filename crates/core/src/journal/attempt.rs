@@ -125,19 +125,5 @@ pub(super) fn rejection(key: AttemptKey, seq: u32, reason: RejectReason, detail:
 
 /// An end of which no more is known.
 pub(super) fn ended(key: AttemptKey, outcome: Outcome, reason: Option<&str>) -> TaskFinished {
-    TaskFinished {
-        key,
-        seq: 1,
-        outcome,
-        exit_code: None,
-        signal: None,
-        reason: reason.map(str::to_owned),
-        duration_ms: 0,
-        stdout: 0,
-        stderr: 0,
-        truncated: false,
-        cpu_ms: None,
-        memory_peak: None,
-        result: None,
-    }
+    TaskFinished { reason: reason.map(str::to_owned), ..TaskFinished::new(key, 1, outcome) }
 }

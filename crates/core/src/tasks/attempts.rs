@@ -5,7 +5,7 @@ use rpicluster_protocol::{
     TaskOutput, TaskState,
 };
 
-use super::{Cause, Effects, Now, TaskEffect, Tasks, Timer, reject_words, retry_wait};
+use super::{Cause, Effects, JOB_CANCELED, Now, TaskEffect, Tasks, Timer, reject_words, retry_wait};
 
 impl Tasks {
     pub(super) fn event(&mut self, now: Now, slave: &SlaveId, event: JournalEntry, effects: &mut Effects) {
@@ -184,13 +184,13 @@ impl Tasks {
     pub(super) fn is_withdrawn(&self, id: TaskId) -> Option<String> {
         let job = self.jobs.get(&id.job)?;
         if job.canceled {
-            return Some("the job was canceled".to_owned());
+            return Some(JOB_CANCELED.to_owned());
         }
         let (step, _) = job.spec.locate(id.index)?;
         job.steps.get(step as usize)?.stopped.clone()
     }
 
-    pub(super) fn output(&mut self, now: Now, slave: &SlaveId, output: TaskOutput, effects: &mut Effects) {
+    pub(super) fn output(&mut self, now: Now, slave: &SlaveId, mut output: TaskOutput, effects: &mut Effects) {
         let (key, id) = (output.key, output.key.task);
         let epoch = self.epoch;
         let end = output.offset.saturating_add(output.data.len() as u64);
@@ -209,16 +209,14 @@ impl Tasks {
         };
         let is_jump = output.offset > *recorded;
         if (!is_jump || output.gap) && end > *recorded {
-            let known = recorded.saturating_sub(output.offset) as usize;
+            // At most the piece's length, because the piece goes beyond what is recorded.
+            let known = recorded.saturating_sub(output.offset);
+            output.data.drain(..known as usize);
+            output.offset += known;
+            output.gap = is_jump;
             *recorded = end;
             task.gap |= is_jump;
-            let data = output.data.get(known..).unwrap_or_default().to_vec();
-            effects.push(TaskEffect::Output(TaskOutput {
-                offset: output.offset + known as u64,
-                gap: is_jump,
-                data,
-                ..output
-            }));
+            effects.push(TaskEffect::Output(output));
             effects.push(TaskEffect::RememberTask(id));
         }
         let (stdout, stderr) = (task.stdout, task.stderr);

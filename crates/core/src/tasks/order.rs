@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rpicluster_protocol::{JobId, JobState, TaskId, TaskState};
 
-use super::{Cause, Effects, Job, JobRecord, JobSpec, Now, STEP_BEFORE_FAILED, Task, TaskEffect, Tasks};
+use super::{Cause, Effects, JOB_CANCELED, Job, JobRecord, JobSpec, Now, STEP_BEFORE_FAILED, Task, TaskEffect, Tasks};
 
 impl Tasks {
     pub(super) fn submit(&mut self, now: Now, id: JobId, spec: Arc<JobSpec>, effects: &mut Effects) {
@@ -32,7 +32,7 @@ impl Tasks {
         effects.push(TaskEffect::RememberJob(id));
         for index in 0..job.tasks.len() as u32 {
             let task = TaskId { job: id, index };
-            self.withdraw(now, task, "the job was canceled", effects);
+            self.withdraw(now, task, JOB_CANCELED, effects);
             if running {
                 self.cancel(now, task, effects);
             }

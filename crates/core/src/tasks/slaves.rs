@@ -76,19 +76,9 @@ impl Tasks {
     pub(super) fn gone_as_told(&self, id: TaskId) -> Option<Box<TaskFinished>> {
         let task = self.task(id)?;
         Some(Box::new(TaskFinished {
-            key: self.key(id)?,
-            seq: 2,
-            outcome: Outcome::Succeeded,
-            exit_code: None,
-            signal: None,
-            reason: None,
-            duration_ms: 0,
             stdout: task.stdout,
             stderr: task.stderr,
-            truncated: false,
-            cpu_ms: None,
-            memory_peak: None,
-            result: None,
+            ..TaskFinished::new(self.key(id)?, 2, Outcome::Succeeded)
         }))
     }
 

@@ -17,6 +17,13 @@ use crate::checks::Checks;
 use crate::head::{Disk, Head};
 use crate::node::Node;
 
+#[path = "agent.rs"]
+mod agent;
+#[path = "network.rs"]
+mod network;
+#[path = "plan.rs"]
+mod plan;
+
 /// How long faults go on at most, in milliseconds.
 const FAULTS_MS: u64 = 20 * 60_000;
 /// By when everything has ended after that: some leases and waits between attempts.
@@ -169,37 +176,6 @@ impl World {
         }
         let open: Vec<JobId> = self.disk.jobs.values().filter(|job| job.ended.is_none()).map(|job| job.job).collect();
         Err(format!("jobs {open:?} have not ended"))
-    }
-
-    /// What goes wrong, and when.
-    fn plan(&mut self) {
-        self.at(0, Event::HeadStart);
-        for node in 0..self.nodes.len() {
-            self.within(3_000, Event::Connect(node));
-        }
-        let length = self.random.u64(5_000..FAULTS_MS);
-        for _ in 0..self.random.u64(1..=4) {
-            self.within(length, Event::Submit);
-        }
-        for _ in 0..self.random.u64(0..25) {
-            let node = self.random.usize(0..self.nodes.len());
-            let event = match self.random.u8(0..22) {
-                0..3 => Event::HeadCrash,
-                3..6 => Event::Crash(node, false),
-                6..9 => Event::Crash(node, true),
-                9 => Event::LoseJournal(node),
-                10..15 => Event::Disconnect(node),
-                15 => Event::CancelJob,
-                16 => Event::Drain(node),
-                17 => Event::DiskFault,
-                18 => Event::Backup,
-                19 => Event::Silent(node),
-                20 => Event::Remove(node),
-                _ => Event::Restore,
-            };
-            self.within(length, event);
-        }
-        self.at(length, Event::Heal);
     }
 
     fn happen(&mut self, event: Event) {
@@ -364,48 +340,6 @@ impl World {
         }
     }
 
-    fn submit(&mut self) {
-        if self.head.is_none() || self.disk_fails {
-            return;
-        }
-        self.submitted += 1;
-        let steps = (0..self.random.u32(1..=2)).map(|number| self.random_step(number)).collect();
-        let spec = JobSpec { name: None, requester: "simulator".to_owned(), steps };
-        let job = JobId(self.disk.next_job);
-        self.disk.next_job += 1;
-        self.tell_head(TaskInput::Submit(job, Arc::new(spec)));
-    }
-
-    /// What it runs names this very job, so that a result of other work is known.
-    fn random_step(&mut self, number: u32) -> Step {
-        let random = &mut self.random;
-        let inputs: Option<Vec<String>> =
-            random.bool().then(|| (0..random.u32(1..=6)).map(|input| format!("i{input}")).collect());
-        let last = if inputs.is_some() { "{}" } else { "{slave}" };
-        let argv = vec![format!("w{}/", self.submitted), last.to_owned()];
-        Step {
-            name: None,
-            on: "all".to_owned(),
-            spec: TaskSpec {
-                work: Work::Exec { argv },
-                env: BTreeMap::new(),
-                cwd: None,
-                stdin: None,
-                run_as: None,
-                timeout_ms: None,
-                output_limit: 1_000,
-            },
-            slaves: self.nodes.iter().map(|node| node.id.clone()).collect(),
-            inputs,
-            retries: random.u32(0..=2),
-            idempotent: random.bool(),
-            wait_ms: random.bool().then(|| random.u64(0..60_000)),
-            batch: random.bool().then(|| random.u32(1..=3)),
-            max_failures: random.bool().then(|| random.u32(1..=3)),
-            after: if number == 1 && random.bool() { vec![0] } else { Vec::new() },
-        }
-    }
-
     fn tell_head(&mut self, input: TaskInput) {
         let Some(head) = &mut self.head else { return };
         let before = head.uncommitted().len();
@@ -461,33 +395,6 @@ impl World {
         }
     }
 
-    fn say(&mut self, effect: TaskEffect) {
-        let (slave, down) = match effect {
-            TaskEffect::Offer(slave, offer) => (slave, Down::Offer(offer)),
-            TaskEffect::Cancel(slave, cancel) => (slave, Down::Cancel(cancel)),
-            TaskEffect::Ack(slave, ack) => (slave, Down::Ack(ack)),
-            TaskEffect::LeaseAck(slave, lease) => (slave, Down::LeaseAck(lease)),
-            TaskEffect::Announce(slave) => (slave, Down::Announce),
-            _ => return,
-        };
-        let Some(node) = self.nodes.iter().position(|node| node.id == slave) else { return };
-        let Some(session) = self.nodes[node].session.clone() else { return };
-        // A full queue drops, a repeated delivery doubles.
-        let copies = if self.healed { 1 } else { [0, 1, 1, 1, 1, 1, 1, 1, 1, 2][self.random.usize(..10)] };
-        for _ in 0..copies {
-            let after = self.under_way(node, false);
-            self.at(after, Event::ToNode(node, session.clone(), down.clone()));
-        }
-    }
-
-    /// How long a message takes, without overtaking one before.
-    fn under_way(&mut self, node: usize, up: bool) -> u64 {
-        let wanted = self.clock + self.random.u64(1..60);
-        let last = self.arrivals.entry((node, up)).or_default();
-        *last = wanted.max(*last);
-        *last - self.clock
-    }
-
     fn head_crash(&mut self) {
         if self.healed || self.head.take().is_none() {
             return;
@@ -516,190 +423,6 @@ impl World {
             self.checks.ends(key, None);
         }
         self.within(20_000, Event::Start(node));
-    }
-
-    fn connect(&mut self, node: usize) {
-        if self.nodes[node].journal.is_none() || self.nodes[node].session.is_some() {
-            return;
-        }
-        if self.head.is_none() {
-            return self.within(3_000, Event::Connect(node));
-        }
-        if let Some(until) = self.away.get(&node).copied().filter(|until| *until > self.clock) {
-            return self.at(until - self.clock, Event::Connect(node));
-        }
-        let session = SessionId::from_random(self.random.u64(..));
-        self.nodes[node].session = Some(session.clone());
-        self.nodes[node].removed = false;
-        let slots = self.nodes[node].slots;
-        self.send(node, Up::State(slots));
-        let effects = self.nodes[node].handle(self.clock, Input::SessionBegan(session));
-        self.apply(node, effects);
-    }
-
-    /// The connection breaks; what was under way upwards may still come, and late, if the broker lives.
-    fn disconnect(&mut self, node: usize, broker_lives: bool) {
-        let Some(session) = self.nodes[node].session.take() else { return };
-        let effects = self.nodes[node].handle(self.clock, Input::SessionEnded);
-        self.apply(node, effects);
-        let mut late = Vec::new();
-        self.bodies.retain(|_, event| match event {
-            Event::ToHead(of, in_session, up) if *of == node && *in_session == session => {
-                late.push(up.clone());
-                false
-            }
-            _ => true,
-        });
-        if broker_lives {
-            for up in late {
-                if self.random.bool() {
-                    self.within(3_000, Event::ToHead(node, session.clone(), up));
-                }
-            }
-            self.within(7_000, Event::Missed(node, session));
-        }
-        // Now and then for longer than a lease.
-        let away = if self.random.u8(..8) == 0 { 400_000 } else { 10_000 };
-        self.within(away, Event::Connect(node));
-    }
-
-    fn send(&mut self, node: usize, up: Up) {
-        let Some(session) = self.nodes[node].session.clone() else { return };
-        let may_be_shed = !matches!(up, Up::State(_));
-        if may_be_shed && !self.healed && self.random.u8(..30) == 0 {
-            return;
-        }
-        let after = self.under_way(node, true);
-        self.at(after, Event::ToHead(node, session, up));
-    }
-
-    fn head_hears(&mut self, node: usize, session: SessionId, up: Up) {
-        let slave = self.nodes[node].id.clone();
-        let input = match up {
-            // Presence knows a session that another one has replaced.
-            Up::State(_) if self.nodes[node].session.as_ref() != Some(&session) => return,
-            Up::State(slots) => {
-                self.online.insert(node, session.clone());
-                TaskInput::SlaveUp(slave, session, slots)
-            }
-            Up::Journal(journal, entries) => TaskInput::Journal(slave, session, journal, entries),
-            Up::Event(event) => TaskInput::Event(slave, event),
-            Up::Output(output) => TaskInput::Output(slave, output),
-            Up::Lease(lease) => TaskInput::Lease(slave, lease),
-        };
-        self.tell_head(input);
-    }
-
-    fn node_hears(&mut self, node: usize, session: &SessionId, down: Down) {
-        if self.nodes[node].session.as_ref() != Some(session) {
-            return;
-        }
-        let input = match down {
-            Down::Offer(offer) => Input::Offer { offer, verdict: Verdict::Run },
-            Down::Cancel(cancel) => Input::Cancel(cancel),
-            Down::Ack(ack) => {
-                self.checks.acknowledged(&self.nodes[node], &self.disk, &ack);
-                if let Some((_, acked)) = self.nodes[node].spool.get_mut(&ack.key) {
-                    *acked = ack.stdout.max(*acked);
-                }
-                Input::Ack(ack)
-            }
-            Down::LeaseAck(lease) => Input::LeaseAck(lease),
-            Down::Announce => Input::Announced,
-        };
-        let effects = self.nodes[node].handle(self.clock, input);
-        self.apply(node, effects);
-    }
-
-    fn apply(&mut self, node: usize, effects: Vec<Effect>) {
-        let start = self.nodes[node].start;
-        for effect in effects {
-            match effect {
-                Effect::Record(record) => self.nodes[node].written.push(record),
-                Effect::Spawn { offer, lease_end } => self.spawn(node, &offer, lease_end),
-                Effect::Extend { key, lease_end } => {
-                    if let Some(run) = self.nodes[node].running.get_mut(&key) {
-                        run.lease_end = lease_end;
-                        self.at(lease_end.as_millis().saturating_sub(self.clock), Event::LeaseEnds(node, start, key));
-                    }
-                }
-                Effect::Kill { key } => self.within(9_000, Event::RunEnds(node, start, key, Outcome::Canceled)),
-                Effect::Forget { key } => drop(self.nodes[node].spool.remove(&key)),
-                Effect::Tell(entry) => {
-                    self.send_output(node, entry.key());
-                    self.send(node, Up::Event(entry));
-                }
-                Effect::TellJournal => {
-                    let (journal, entries) = (self.nodes[node].journal_id, self.nodes[node].entries());
-                    self.send(node, Up::Journal(journal, entries));
-                    let mut keys: Vec<AttemptKey> = self.nodes[node].spool.keys().copied().collect();
-                    keys.sort();
-                    keys.into_iter().for_each(|key| self.send_output(node, key));
-                }
-                Effect::Renew(lease) => self.send(node, Up::Lease(lease)),
-            }
-        }
-        self.sync_soon(node);
-    }
-
-    fn sync_soon(&mut self, node: usize) {
-        let Some(journal) = self.nodes[node].journal.as_ref().filter(|journal| journal.needs_sync()) else { return };
-        let (records, start) = (journal.recorded(), self.nodes[node].start);
-        self.within(15, Event::Synced(node, start, records));
-        if self.bug == Some(Bug::SpawnBeforeSync) {
-            let effects = self.nodes[node].handle(self.clock, Input::Synced { records });
-            self.apply(node, effects);
-        }
-    }
-
-    fn spawn(&mut self, node: usize, offer: &TaskOffer, lease_end: Moment) {
-        let (key, start) = (offer.key, self.nodes[node].start);
-        let bytes = self.random.u64(0..40);
-        self.nodes[node].begin(offer, lease_end, bytes);
-        self.checks.begins(key, node, &self.nodes, &self.disk);
-        let takes = match self.random.u8(..10) {
-            0..6 => 500,
-            6..9 => 20_000,
-            _ => 400_000,
-        };
-        let outcomes = [Outcome::Succeeded, Outcome::Succeeded, Outcome::Failed, Outcome::TimedOut];
-        let outcome = outcomes[self.random.usize(..outcomes.len())];
-        self.within(takes, Event::RunEnds(node, start, key, outcome));
-        self.at(lease_end.as_millis().saturating_sub(self.clock), Event::LeaseEnds(node, start, key));
-    }
-
-    fn run_ends(&mut self, node: usize, key: AttemptKey, outcome: Outcome) {
-        let Some(run) = self.nodes[node].running.remove(&key) else { return };
-        self.checks.ends(key, Some(outcome));
-        self.nodes[node].spool.insert(key, (run.bytes, 0));
-        let finished = TaskFinished {
-            key,
-            seq: 0,
-            outcome,
-            exit_code: None,
-            signal: None,
-            reason: None,
-            duration_ms: 0,
-            stdout: run.bytes,
-            stderr: 0,
-            truncated: false,
-            cpu_ms: None,
-            memory_peak: None,
-            result: Some(run.token.into()),
-        };
-        let effects = self.nodes[node].handle(self.clock, Input::Exited(Box::new(finished)));
-        self.apply(node, effects);
-    }
-
-    /// What the master does not have yet of an attempt's output.
-    fn send_output(&mut self, node: usize, key: AttemptKey) {
-        let Some((bytes, mut offset)) = self.nodes[node].spool.get(&key).copied() else { return };
-        while offset < bytes {
-            let data = vec![b'x'; (bytes - offset).min(16) as usize];
-            let next = offset + data.len() as u64;
-            self.send(node, Up::Output(TaskOutput { key, stream: Stream::Stdout, offset, gap: false, data }));
-            offset = next;
-        }
     }
 
     fn all_ended(&self) -> bool {

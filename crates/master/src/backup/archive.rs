@@ -135,7 +135,11 @@ fn read(
         return Err(refused("it is no file".to_owned()));
     }
     let mut archive = Archive::new(BufReader::new(file));
-    let broken = |error: io::Error| format!("it is no backup, or damaged, or cut short: {error}");
+    // The archive's reader repeats in its errors what the file holds, which may be anything.
+    let broken = |error: io::Error| match error.raw_os_error() {
+        Some(_) => error.to_string(),
+        None => "it is no backup, or damaged, or cut short".to_owned(),
+    };
     // Raw: extensions of tar, by which an entry can be anything, are entries that nobody expects.
     let entries = archive.entries().map_err(broken).map_err(refused)?.raw(true);
     let mut manifest: Option<Manifest> = None;

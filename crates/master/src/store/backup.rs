@@ -33,8 +33,8 @@ pub(crate) fn snapshot(folder: &Path, to: &Path) -> Result<(), StoreError> {
 }
 
 impl Store {
-    /// Makes of a backup's store one to go on with: of another epoch, and without tokens for joining, which may have been
-    /// used since. It is then one whole file.
+    /// Makes of a backup's store one to go on with: of another epoch, without tokens for joining, which may have been used
+    /// since, and with unended jobs canceled, which may have run since. It is then one whole file.
     pub(crate) fn begin_anew(&self) -> Result<(), StoreError> {
         let write = |cause| self.sql("write to", cause);
         let found: String =
@@ -42,7 +42,8 @@ impl Store {
         if found != "ok" {
             return Err(StoreError::Damaged { path: self.path.clone(), row: "its pages".to_owned(), problem: found });
         }
-        let anew = "BEGIN; UPDATE meta SET epoch = random(); DELETE FROM tokens; COMMIT; PRAGMA journal_mode = DELETE;";
+        let anew = "BEGIN; UPDATE meta SET epoch = random(); DELETE FROM tokens;
+                    UPDATE jobs SET canceled = 1 WHERE ended_ms IS NULL; COMMIT; PRAGMA journal_mode = DELETE;";
         self.connection.execute_batch(anew).map_err(write)
     }
 }

@@ -343,19 +343,9 @@ impl Engine {
             }
             Err(problem) => {
                 let failed = TaskFinished {
-                    key,
-                    seq: 0,
-                    outcome: Outcome::Failed,
                     exit_code: Some(NOT_EXECUTABLE),
-                    signal: None,
                     reason: Some(problem),
-                    duration_ms: 0,
-                    stdout: 0,
-                    stderr: 0,
-                    truncated: false,
-                    cpu_ms: None,
-                    memory_peak: None,
-                    result: None,
+                    ..TaskFinished::new(key, 0, Outcome::Failed)
                 };
                 let mut effects = Vec::new();
                 self.journal.handle(now, Input::Exited(Box::new(failed)), &mut effects);

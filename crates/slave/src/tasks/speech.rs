@@ -211,19 +211,10 @@ mod tests {
 
     fn finished(index: u32, result: &str) -> JournalEntry {
         JournalEntry::Finished(Box::new(TaskFinished {
-            key: key(index),
-            seq: 2,
-            outcome: Outcome::Succeeded,
             exit_code: Some(0),
-            signal: None,
-            reason: None,
             duration_ms: 1,
-            stdout: 0,
-            stderr: 0,
-            truncated: false,
-            cpu_ms: None,
-            memory_peak: None,
             result: Some(result.into()),
+            ..TaskFinished::new(key(index), 2, Outcome::Succeeded)
         }))
     }
 

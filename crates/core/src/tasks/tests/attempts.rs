@@ -5,7 +5,7 @@ fn output_is_recorded_once_and_a_result_waits_for_it() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
     desk.submit(vec![step(&["a"], None)]);
-    desk.effects.clear();
+    desk.forget();
     let recorded = |desk: &mut Desk| -> Vec<(u64, String, bool)> {
         let all = desk.effects.drain(..).filter_map(|effect| match effect {
             TaskEffect::Output(output) => Some((output.offset, String::from_utf8(output.data).unwrap(), output.gap)),
@@ -20,7 +20,7 @@ fn output_is_recorded_once_and_a_result_waits_for_it() {
     assert_eq!(recorded(&mut desk), [(0, "abc".to_owned(), false), (3, "de".to_owned(), false)]);
     let JournalEntry::Finished(end) = finished(0, 1, Outcome::Succeeded) else { unreachable!() };
     desk.event("a", JournalEntry::Finished(Box::new(TaskFinished { stdout: 10, ..*end })));
-    assert_eq!((desk.state(0), desk.acks().len()), (TaskState::Offered, 0));
+    assert_eq!((desk.state(0), desk.effects.as_slice()), (TaskState::Offered, [].as_slice()));
     desk.output("a", 8, "yz", true);
     assert_eq!(desk.state(0), TaskState::Succeeded);
     assert!(desk.tasks.task(id(0)).unwrap().gap);
@@ -51,7 +51,7 @@ fn leases_are_renewed_and_what_was_given_up_is_ended() {
     desk.event("a", started(0, 1));
     let leased = |index, attempt| LeasedAttempt { task: id(index), attempt };
     desk.pass(LEASE);
-    desk.effects.clear();
+    desk.forget();
     let lease = TaskLease { epoch: EPOCH, renewal: 4, attempts: vec![leased(0, 1), leased(7, 1)] };
     desk.handle(TaskInput::Lease(slave("a"), lease));
     assert_eq!(
@@ -72,16 +72,16 @@ fn an_offer_that_nobody_answers_is_made_again() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
     desk.submit(vec![step(&["a"], None)]);
-    desk.offers();
+    desk.offered();
     desk.pass(RESEND_MIN);
-    assert_eq!(desk.offers(), [("a".to_owned(), 0, 1)]);
+    assert_eq!(desk.offered(), [("a".to_owned(), 0, 1)]);
     desk.pass(RESEND_MIN);
-    assert_eq!(desk.offers(), []);
+    assert_eq!(desk.offered(), []);
     desk.pass(RESEND_MIN);
-    assert_eq!(desk.offers(), [("a".to_owned(), 0, 1)]);
+    assert_eq!(desk.offered(), [("a".to_owned(), 0, 1)]);
     desk.event("a", started(0, 1));
     desk.pass(RESEND_MAX);
-    assert_eq!(desk.offers(), []);
+    assert_eq!(desk.offered(), []);
 }
 
 #[test]
@@ -89,14 +89,15 @@ fn attempts_of_another_epoch_are_ended_and_forgotten() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
     desk.submit(vec![step(&["a"], None)]);
-    desk.effects.clear();
+    desk.forget();
     let foreign = AttemptKey { epoch: Epoch(8), ..key(0, 1) };
     desk.event("a", JournalEntry::Started(TaskStarted { key: foreign, seq: 1, boot_id: None }));
-    assert_eq!(desk.cancels(), [foreign]);
+    assert_eq!(desk.canceled(), [foreign]);
+    desk.forget();
     let JournalEntry::Finished(end) = finished(0, 1, Outcome::Succeeded) else { unreachable!() };
     desk.event("a", JournalEntry::Finished(Box::new(TaskFinished { key: foreign, ..*end })));
     assert_eq!((desk.state(0), desk.effects.len()), (TaskState::Offered, 1));
-    assert_eq!(desk.acks()[0].key, foreign);
+    assert_eq!(desk.acknowledged()[0].key, foreign);
 }
 
 #[test]
@@ -120,13 +121,13 @@ fn a_result_of_an_attempt_that_was_replaced_is_kept_beside() {
     desk.event("a", finished(0, 1, Outcome::Lost));
     desk.pass(RETRY_WAIT_MIN);
     assert_eq!(desk.state(0), TaskState::Offered);
-    desk.effects.clear();
+    desk.forget();
     desk.event("a", finished(0, 1, Outcome::Succeeded));
     assert!(matches!(desk.effects[..], [TaskEffect::LateResult(_), TaskEffect::Ack(..)]), "{:?}", desk.effects);
     assert_eq!(desk.state(0), TaskState::Offered);
-    desk.effects.clear();
+    desk.forget();
     desk.event("a", started(0, 1));
-    assert_eq!(desk.cancels(), [key(0, 1)], "what runs for nothing is ended");
+    assert_eq!(desk.canceled(), [key(0, 1)], "what runs for nothing is ended");
 }
 
 #[test]
@@ -140,12 +141,12 @@ fn what_may_not_run_twice_is_lost_and_a_late_result_settles_it() {
     assert_eq!(desk.state(0), TaskState::Lost);
     assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Failed);
     desk.tasks.forget_ended();
-    desk.acks();
-    desk.online("a", "s2", 1);
+    desk.acknowledged();
+    desk.up("a", "s2", 1);
     desk.journal("a", "s2", vec![finished(0, 1, Outcome::Succeeded)]);
     assert_eq!(desk.state(0), TaskState::Succeeded);
     assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Succeeded);
-    assert_eq!(desk.acks().len(), 1);
+    assert_eq!(desk.acknowledged().len(), 1);
 }
 
 #[test]
@@ -154,7 +155,7 @@ fn silence_alone_loses_nothing_and_the_end_of_the_lease_does() {
     desk.ready("a", 1);
     desk.ready("b", 1);
     desk.submit(vec![Step { retries: 1, idempotent: true, ..step(&["a", "b"], Some(&["x"])) }, step(&["a"], None)]);
-    let first = desk.offers();
+    let first = desk.offered();
     let (holder, other) =
         if first.iter().any(|(name, index, _)| name == "a" && *index == 0) { ("a", "b") } else { ("b", "a") };
     desk.event(holder, started(0, 1));
@@ -165,9 +166,9 @@ fn silence_alone_loses_nothing_and_the_end_of_the_lease_does() {
     assert_eq!(desk.state(0), TaskState::Unknown);
     desk.pass(master_lease(LEASE) - LEASE + Duration::from_secs(1));
     assert_eq!(desk.state(0), TaskState::Backoff, "idempotent: it may run again");
-    desk.offers();
+    desk.offered();
     desk.pass(RETRY_WAIT_MIN);
-    desk.online(other, "s2", 2);
+    desk.up(other, "s2", 2);
     desk.journal(other, "s2", Vec::new());
-    assert!(desk.offers().contains(&(other.to_owned(), 0, 2)), "elsewhere");
+    assert!(desk.offered().contains(&(other.to_owned(), 0, 2)), "elsewhere");
 }

@@ -118,21 +118,7 @@ impl Bench {
     }
 
     fn finished(&mut self, key: AttemptKey, outcome: Outcome, stdout: u64) {
-        let finished = TaskFinished {
-            key,
-            seq: 2,
-            outcome,
-            exit_code: None,
-            signal: None,
-            reason: None,
-            duration_ms: 1,
-            stdout,
-            stderr: 0,
-            truncated: false,
-            cpu_ms: None,
-            memory_peak: None,
-            result: None,
-        };
+        let finished = TaskFinished { duration_ms: 1, stdout, ..TaskFinished::new(key, 2, outcome) };
         self.news(TaskNews::Events(vec![JournalEntry::Finished(Box::new(finished))]));
     }
 
@@ -393,4 +379,21 @@ async fn watchers_are_told_what_was_written_output_first_and_the_end_last() {
     assert_eq!(kinds, ["output", "task", "job"], "{told}");
     assert!(told.contains(r#""state":"succeeded""#));
     assert_eq!(watch.next().await, None);
+}
+
+#[test]
+fn what_a_backup_held_unended_is_not_run_after_a_restore() {
+    let mut bench = Bench::new();
+    let submitted = bench.submit(spec(2), None);
+    bench.commit();
+    let job = accepted(submitted);
+    let epoch = bench.desk.epoch();
+    bench.store.begin_anew().unwrap();
+    let mut bench = bench.restart();
+    assert_ne!(bench.desk.epoch(), epoch);
+    bench.come("s1", 2);
+    bench.commit();
+    assert_eq!(bench.offers().len(), 0);
+    let stored = bench.store.reader().job(job).unwrap().unwrap();
+    assert_eq!((stored.row.state, stored.row.counts[&TaskState::Canceled]), (JobState::Canceled, 2));
 }

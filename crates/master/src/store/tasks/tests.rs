@@ -28,19 +28,13 @@ fn spec() -> Arc<JobSpec> {
 
 fn finished(key: AttemptKey) -> TaskFinished {
     TaskFinished {
-        key,
-        seq: 2,
-        outcome: Outcome::Failed,
         exit_code: Some(3),
-        signal: None,
         reason: Some("no".into()),
         duration_ms: 7,
         stdout: 5,
-        stderr: 0,
-        truncated: false,
         cpu_ms: Some(1),
-        memory_peak: None,
         result: Some(serde_json::json!({"deep": [1]})),
+        ..TaskFinished::new(key, 2, Outcome::Failed)
     }
 }
 

@@ -1,210 +1,14 @@
 //! What the scheduler promises when things go wrong that the simulator does not play: commands that get lost, a master
 //! that was away, slaves that are silent for a while, drained or removed.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use rpicluster_protocol::limits::{KILL_GRACE, RETRY_WAIT_MAX};
 
-use rpicluster_core::Moment;
-use rpicluster_core::journal::{Effect, Input, Journal, Verdict};
-use rpicluster_core::tasks::{JobRecord, JobSpec, NodeRecord, Now, Step, Task, TaskEffect, TaskInput, Tasks};
-use rpicluster_protocol::limits::{KILL_GRACE, OUTPUT_LIMIT, RESEND_MAX, RESEND_MIN, RETRY_WAIT_MAX};
-use rpicluster_protocol::{
-    Action, AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, Outcome, RejectReason, SessionId, SlaveId,
-    TaskAck, TaskCancel, TaskFinished, TaskId, TaskOffer, TaskRejected, TaskSpec, TaskStarted, TaskState, Timestamp,
-    Work,
-};
+use super::*;
+use crate::journal::{Effect, Input, Journal, Verdict};
 
-const EPOCH: Epoch = Epoch(7);
-const LEASE: Duration = Duration::from_secs(600);
-const JOB: JobId = JobId(1);
-
-/// The scheduler, a clock, a store, and what is said to slaves.
-struct Desk {
-    tasks: Tasks,
-    now: Duration,
-    jobs: BTreeMap<JobId, JobRecord>,
-    stored: BTreeMap<TaskId, Task>,
-    nodes: BTreeMap<SlaveId, NodeRecord>,
-    offers: Vec<(Duration, String, TaskOffer)>,
-    cancels: Vec<AttemptKey>,
-    announces: Vec<Duration>,
-    acks: Vec<TaskAck>,
-    /// Ends that are written beside their task.
-    late: Vec<AttemptKey>,
-}
-
-impl Desk {
-    fn new() -> Desk {
-        Desk {
-            tasks: Tasks::new(EPOCH, LEASE),
-            now: Duration::from_secs(1),
-            jobs: BTreeMap::new(),
-            stored: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            offers: Vec::new(),
-            cancels: Vec::new(),
-            announces: Vec::new(),
-            acks: Vec::new(),
-            late: Vec::new(),
-        }
-    }
-
-    fn clock(&self) -> Now {
-        Now { moment: Moment::from(self.now), wall: Timestamp::from_unix_ms(self.now.as_millis() as u64) }
-    }
-
-    fn handle(&mut self, input: TaskInput) {
-        let mut effects = Vec::new();
-        self.tasks.handle(self.clock(), input, &mut effects);
-        self.apply(effects);
-    }
-
-    /// Time passes, and nothing is missed on the way.
-    fn pass(&mut self, time: Duration) {
-        let until = self.now + time;
-        while let Some(next) = self.tasks.poll_timeout().filter(|next| *next <= Moment::from(until)) {
-            self.now = self.now.max(Duration::from_millis(next.as_millis()));
-            self.timeout();
-        }
-        self.now = until;
-    }
-
-    fn timeout(&mut self) {
-        let mut effects = Vec::new();
-        self.tasks.timeout(self.clock(), &mut effects);
-        self.apply(effects);
-    }
-
-    fn apply(&mut self, effects: Vec<TaskEffect>) {
-        for effect in effects {
-            match effect {
-                TaskEffect::RememberJob(job) => self.jobs.extend(self.tasks.job(job).map(|record| (job, record))),
-                TaskEffect::RememberTask(id) => self.stored.extend(self.tasks.task(id).map(|task| (id, task.clone()))),
-                TaskEffect::RememberNode(slave) => match self.tasks.node(&slave) {
-                    Some(node) => drop(self.nodes.insert(slave, node)),
-                    None => drop(self.nodes.remove(&slave)),
-                },
-                TaskEffect::Offer(slave, offer) => self.offers.push((self.now, slave.as_str().to_owned(), *offer)),
-                TaskEffect::Cancel(_, cancel) => self.cancels.push(cancel.key),
-                TaskEffect::Announce(_) => self.announces.push(self.now),
-                TaskEffect::Ack(_, ack) => self.acks.push(ack),
-                TaskEffect::LateResult(finished) => self.late.push(finished.key),
-                _ => {}
-            }
-        }
-    }
-
-    /// The master dies and comes back with what it has written.
-    fn restart(&mut self) {
-        self.tasks = Tasks::new(EPOCH, LEASE);
-        self.nodes.values().cloned().for_each(|node| self.tasks.restore_node(node));
-        let mut effects = Vec::new();
-        for (id, job) in &self.jobs {
-            let tasks = self.stored.iter().filter(|(task, _)| task.job == *id);
-            let tasks: Vec<(u32, Task)> = tasks.map(|(task, state)| (task.index, state.clone())).collect();
-            self.tasks.restore_job(self.clock(), job.clone(), tasks, &mut effects);
-        }
-        self.apply(effects);
-    }
-
-    fn submit(&mut self, steps: Vec<Step>) {
-        let spec = JobSpec { name: None, requester: "test".to_owned(), steps };
-        self.handle(TaskInput::Submit(JOB, Arc::new(spec)));
-    }
-
-    fn up(&mut self, name: &str, session: &str, slots: u32) {
-        self.handle(TaskInput::SlaveUp(slave(name), in_session(session), slots));
-    }
-
-    fn journal(&mut self, name: &str, session: &str, entries: Vec<JournalEntry>) {
-        self.handle(TaskInput::Journal(slave(name), in_session(session), JournalId(1), entries));
-    }
-
-    fn ready(&mut self, name: &str, slots: u32) {
-        self.up(name, "s1", slots);
-        self.journal(name, "s1", Vec::new());
-    }
-
-    fn event(&mut self, name: &str, event: JournalEntry) {
-        self.handle(TaskInput::Event(slave(name), event));
-    }
-
-    fn down(&mut self, name: &str) {
-        self.handle(TaskInput::SlaveDown(slave(name)));
-    }
-
-    fn state(&self, index: u32) -> TaskState {
-        self.tasks.task(TaskId { job: JOB, index }).expect("a task of the job").state
-    }
-
-    /// The offers since this was last asked: to whom, which task, which attempt.
-    fn offered(&mut self) -> Vec<(String, u32, u32)> {
-        let offers = self.offers.drain(..);
-        offers.map(|(_, slave, offer)| (slave, offer.key.task.index, offer.key.attempt)).collect()
-    }
-}
-
-fn slave(name: &str) -> SlaveId {
-    name.parse().expect("a valid id")
-}
-
-fn in_session(name: &str) -> SessionId {
-    name.parse().expect("a valid id")
-}
-
-fn step(slaves: &[&str], inputs: Option<u32>) -> Step {
-    Step {
-        name: None,
-        on: "all".to_owned(),
-        spec: TaskSpec {
-            work: Work::Exec { argv: vec!["true".to_owned()] },
-            env: BTreeMap::new(),
-            cwd: None,
-            stdin: None,
-            run_as: None,
-            timeout_ms: None,
-            output_limit: OUTPUT_LIMIT,
-        },
-        slaves: slaves.iter().map(|name| slave(name)).collect(),
-        inputs: inputs.map(|count| (0..count).map(|input| input.to_string()).collect()),
-        retries: 0,
-        idempotent: false,
-        wait_ms: None,
-        batch: None,
-        max_failures: None,
-        after: Vec::new(),
-    }
-}
-
-fn key(index: u32, attempt: u32) -> AttemptKey {
-    AttemptKey { task: TaskId { job: JOB, index }, attempt, epoch: EPOCH }
-}
-
-fn started(index: u32, attempt: u32) -> JournalEntry {
-    JournalEntry::Started(TaskStarted { key: key(index, attempt), seq: 1, boot_id: None })
-}
-
-fn rejected(index: u32, attempt: u32, reason: RejectReason) -> JournalEntry {
-    JournalEntry::Rejected(TaskRejected { key: key(index, attempt), seq: 1, reason, detail: None })
-}
-
-fn finished(index: u32, attempt: u32, seq: u32, outcome: Outcome) -> JournalEntry {
-    JournalEntry::Finished(Box::new(TaskFinished {
-        key: key(index, attempt),
-        seq,
-        outcome,
-        exit_code: None,
-        signal: None,
-        reason: None,
-        duration_ms: 0,
-        stdout: 0,
-        stderr: 0,
-        truncated: false,
-        cpu_ms: None,
-        memory_peak: None,
-        result: None,
-    }))
+/// A queue of so many tasks.
+fn counted(slaves: &[&str], count: u32) -> Step {
+    Step { inputs: Some((0..count).map(|input| input.to_string()).collect()), ..step(slaves, None) }
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -220,7 +24,7 @@ fn lease_over() -> Duration {
 fn an_offer_that_is_made_again_ends_no_later_than_the_first() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
-    desk.submit(vec![Step { idempotent: true, retries: 1, ..step(&["a", "b"], Some(1)) }]);
+    desk.submit(vec![Step { idempotent: true, retries: 1, ..counted(&["a", "b"], 1) }]);
     let first = desk.now;
     desk.pass(lease_over() - seconds(1));
     assert!(desk.offers.len() > 5, "{:?}", desk.offers.len());
@@ -237,7 +41,7 @@ fn what_may_run_on_a_removed_slave_begins_elsewhere_only_when_its_lease_is_over(
     for restarts in [false, true] {
         let mut desk = Desk::new();
         desk.ready("a", 1);
-        desk.submit(vec![Step { idempotent: true, retries: 1, ..step(&["a", "b"], Some(1)) }]);
+        desk.submit(vec![Step { idempotent: true, retries: 1, ..counted(&["a", "b"], 1) }]);
         desk.event("a", started(0, 1));
         desk.handle(TaskInput::SlaveRemoved(slave("a")));
         if restarts {
@@ -256,7 +60,7 @@ fn what_may_run_on_a_removed_slave_begins_elsewhere_only_when_its_lease_is_over(
 fn a_slave_that_was_removed_and_joins_again_finds_what_waits() {
     let mut desk = Desk::new();
     desk.ready("b", 0);
-    desk.submit(vec![step(&["a", "b"], Some(1))]);
+    desk.submit(vec![counted(&["a", "b"], 1)]);
     desk.ready("a", 0);
     desk.handle(TaskInput::SlaveRemoved(slave("a")));
     desk.handle(TaskInput::Undrain(slave("a")));
@@ -282,14 +86,14 @@ fn a_master_that_was_away_gives_nothing_up_for_it() {
 fn a_slave_that_was_silent_goes_on_in_its_session_without_a_new_journal() {
     let mut desk = Desk::new();
     desk.ready("a", 3);
-    desk.submit(vec![step(&["a"], Some(4))]);
+    desk.submit(vec![counted(&["a"], 4)]);
     desk.event("a", started(0, 1));
     desk.down("a");
     assert_eq!([0, 1].map(|index| desk.state(index)), [TaskState::Unknown; 2]);
     desk.offered();
     desk.up("a", "s1", 3);
     assert_eq!([0, 1].map(|index| desk.state(index)), [TaskState::Running, TaskState::Offered]);
-    desk.event("a", finished(0, 1, 2, Outcome::Succeeded));
+    desk.event("a", ended(0, 1, 2, Outcome::Succeeded));
     assert_eq!(desk.offered(), [("a".to_owned(), 3, 1)]);
     desk.pass(RESEND_MIN * 2);
     assert!(desk.offered().contains(&("a".to_owned(), 1, 1)), "what it does not answer is said again");
@@ -299,7 +103,7 @@ fn a_slave_that_was_silent_goes_on_in_its_session_without_a_new_journal() {
 fn an_offer_of_a_session_that_outlives_the_master_is_made_again_and_not_elsewhere() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
-    desk.submit(vec![step(&["a", "b"], Some(1))]);
+    desk.submit(vec![counted(&["a", "b"], 1)]);
     desk.restart();
     desk.offered();
     // A broker that others run has kept the session, and the offer may still be on its way in it.
@@ -315,12 +119,12 @@ fn an_offer_of_a_session_that_outlives_the_master_is_made_again_and_not_elsewher
 fn a_drain_takes_back_what_has_not_begun() {
     let mut desk = Desk::new();
     desk.ready("a", 3);
-    desk.submit(vec![step(&["a", "b"], Some(3))]);
+    desk.submit(vec![counted(&["a", "b"], 3)]);
     desk.event("a", started(0, 1));
     desk.offered();
     desk.handle(TaskInput::Drain(slave("a"), "repair".to_owned(), None));
     assert_eq!(desk.cancels, [key(1, 1), key(2, 1)]);
-    desk.event("a", finished(1, 1, 1, Outcome::Canceled));
+    desk.event("a", ended(1, 1, 1, Outcome::Canceled));
     assert_eq!((desk.state(1), desk.late.as_slice()), (TaskState::Queued, &[key(1, 1)][..]));
     desk.pass(RESEND_MIN);
     assert_eq!(desk.cancels[2..], [key(2, 1)], "an unanswered cancel is said again, and no offer");
@@ -339,12 +143,12 @@ fn a_drain_takes_back_what_has_not_begun() {
 fn what_is_taken_back_as_it_is_about_to_begin_never_began() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
-    desk.submit(vec![step(&["a", "b"], Some(1))]);
+    desk.submit(vec![counted(&["a", "b"], 1)]);
     desk.handle(TaskInput::Drain(slave("a"), "repair".to_owned(), None));
     let (mut journal, mut effects) = (Journal::new(1, None), Vec::new());
     let (_, _, offer) = desk.offers.remove(0);
     let inputs = [
-        Input::SessionBegan(in_session("s1")),
+        Input::SessionBegan(session("s1")),
         Input::Offer { offer: Box::new(offer), verdict: Verdict::Run },
         Input::Cancel(TaskCancel { key: desk.cancels[0] }),
         Input::Synced { records: 2 },
@@ -363,13 +167,13 @@ fn what_is_taken_back_as_it_is_about_to_begin_never_began() {
 fn what_was_offered_before_a_restart_and_a_drain_is_taken_back_too() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
-    desk.submit(vec![step(&["a", "b"], Some(1))]);
+    desk.submit(vec![counted(&["a", "b"], 1)]);
     desk.handle(TaskInput::Drain(slave("a"), "repair".to_owned(), None));
     desk.restart();
     (desk.offers, desk.cancels) = (Vec::new(), Vec::new());
     desk.ready("a", 1);
     assert_eq!((desk.cancels.clone(), desk.offered()), (vec![key(0, 1)], vec![]));
-    desk.event("a", finished(0, 1, 1, Outcome::Canceled));
+    desk.event("a", ended(0, 1, 1, Outcome::Canceled));
     desk.ready("b", 1);
     assert_eq!(desk.offered(), [("b".to_owned(), 0, 2)]);
 }
@@ -415,7 +219,7 @@ fn waiting_is_for_slaves_that_are_away_and_counts_from_when_they_went() {
     let mut desk = Desk::new();
     let wait = seconds(60);
     desk.ready("a", 1);
-    desk.submit(vec![Step { wait_ms: Some(60_000), ..step(&["a"], Some(3)) }]);
+    desk.submit(vec![Step { wait_ms: Some(60_000), ..counted(&["a"], 3) }]);
     desk.event("a", started(0, 1));
     // Long after the submission, but not long after it went away.
     desk.pass(wait * 5);
@@ -438,7 +242,7 @@ fn who_is_away_is_not_waited_for_after_a_failure_or_an_earlier_step_either() {
     desk.ready("a", 1);
     let after = Step { after: vec![0], ..waits(step(&["b"], None)) };
     desk.submit(vec![Step { retries: 1, ..waits(step(&["a"], None)) }, after]);
-    desk.event("a", finished(0, 1, 2, Outcome::Failed));
+    desk.event("a", ended(0, 1, 2, Outcome::Failed));
     desk.down("a");
     desk.pass(seconds(120));
     assert_eq!([0, 1].map(|index| desk.state(index)), [TaskState::Expired, TaskState::Canceled]);
@@ -446,7 +250,7 @@ fn who_is_away_is_not_waited_for_after_a_failure_or_an_earlier_step_either() {
     desk.up("a", "s2", 1);
     desk.journal("a", "s2", Vec::new());
     desk.pass(seconds(50));
-    desk.event("a", finished(0, 2, 2, Outcome::Succeeded));
+    desk.event("a", ended(0, 2, 2, Outcome::Succeeded));
     desk.pass(seconds(50));
     assert_eq!(desk.state(1), TaskState::Queued, "it could not begin before the step before had ended");
     desk.pass(seconds(60));
@@ -478,13 +282,13 @@ fn nothing_is_offered_beside_what_boots_the_machine() {
     desk.ready("a", 4);
     let mut reboot = step(&["a"], None);
     reboot.spec.work = Work::Action { action: Action::Reboot };
-    desk.submit(vec![reboot, step(&["a"], Some(4))]);
+    desk.submit(vec![reboot, counted(&["a"], 4)]);
     assert_eq!(desk.offered(), [("a".to_owned(), 0, 1)]);
     desk.restart();
     desk.up("a", "s2", 4);
     desk.journal("a", "s2", vec![started(0, 1)]);
     assert_eq!(desk.offered(), []);
-    desk.event("a", finished(0, 1, 2, Outcome::Succeeded));
+    desk.event("a", ended(0, 1, 2, Outcome::Succeeded));
     assert_eq!(desk.offered().len(), 4);
 }
 
@@ -497,7 +301,7 @@ fn a_late_result_that_makes_another_of_an_ended_job_is_written() {
     desk.pass(lease_over());
     assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Failed);
     desk.jobs.clear();
-    desk.event("a", finished(0, 1, 2, Outcome::Succeeded));
+    desk.event("a", ended(0, 1, 2, Outcome::Succeeded));
     assert_eq!(desk.tasks.job_state(JOB).unwrap().0, JobState::Succeeded);
     assert!(desk.jobs.contains_key(&JOB), "its record was not written again");
 }
@@ -513,7 +317,7 @@ fn what_was_given_up_is_ended_and_its_beginning_not_acknowledged() {
     // If the slave does not know it either, its end will have this number.
     desk.event("a", started(0, 1));
     assert_eq!((desk.cancels.as_slice(), desk.acks.len()), (&[key(0, 1)][..], 0));
-    desk.event("a", finished(0, 1, 1, Outcome::Canceled));
+    desk.event("a", ended(0, 1, 1, Outcome::Canceled));
     assert_eq!((desk.state(0), desk.acks.len()), (TaskState::Canceled, 1));
 }
 
@@ -521,9 +325,9 @@ fn what_was_given_up_is_ended_and_its_beginning_not_acknowledged() {
 fn ended_jobs_leave_nothing_behind() {
     let mut desk = Desk::new();
     desk.ready("a", 1);
-    desk.submit(vec![Step { wait_ms: Some(3_600_000), ..step(&["a"], Some(2)) }]);
-    desk.event("a", finished(0, 1, 2, Outcome::Succeeded));
-    desk.event("a", finished(1, 1, 2, Outcome::Succeeded));
+    desk.submit(vec![Step { wait_ms: Some(3_600_000), ..counted(&["a"], 2) }]);
+    desk.event("a", ended(0, 1, 2, Outcome::Succeeded));
+    desk.event("a", ended(1, 1, 2, Outcome::Succeeded));
     desk.tasks.forget_ended();
     assert_eq!((desk.tasks.job(JOB), desk.tasks.poll_timeout()), (None, None));
     // One that is read again for a retry in vain.
@@ -547,7 +351,7 @@ fn a_batch_that_a_thousand_slaves_wait_for_comes_to_its_end() {
     let names: Vec<String> = (0..1_000).map(|number| format!("pi{number:04}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     names.iter().for_each(|name| desk.ready(name, 1));
-    desk.submit(vec![Step { batch: Some(2), ..step(&names, Some(5_000)) }]);
+    desk.submit(vec![Step { batch: Some(2), ..counted(&names, 5_000) }]);
     let mut done = 0;
     loop {
         let offered = desk.offered();
@@ -555,7 +359,7 @@ fn a_batch_that_a_thousand_slaves_wait_for_comes_to_its_end() {
             break;
         }
         for (holder, index, attempt) in offered {
-            desk.event(&holder, finished(index, attempt, 2, Outcome::Succeeded));
+            desk.event(&holder, ended(index, attempt, 2, Outcome::Succeeded));
             done += 1;
         }
     }
