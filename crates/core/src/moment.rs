@@ -12,7 +12,7 @@ impl Moment {
     pub const NEVER: Moment = Moment(u64::MAX);
 
     /// From milliseconds since the clock's own beginning.
-    pub fn from_millis(millis: u64) -> Moment {
+    pub const fn from_millis(millis: u64) -> Moment {
         Moment(millis)
     }
 

@@ -166,7 +166,7 @@ impl Engine {
     fn poll_timeout(&self) -> Option<Moment> {
         let disk = self.disk_retry_at.or(self.lazy_at);
         let may_repeat = self.session.is_some() && self.speech.is_empty();
-        let repeats = [self.outputs.poll_timeout(), self.journal.poll_timeout()];
+        let repeats = [self.speech.poll_timeout(), self.outputs.poll_timeout(), self.journal.poll_timeout()];
         disk.into_iter().chain(repeats.into_iter().flatten().filter(|_| may_repeat)).min()
     }
 
@@ -301,6 +301,7 @@ impl Engine {
     }
 
     fn handle_timeout(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        self.speech.handle_timeout(now);
         // While words wait to be sent, saying them again would only add to them.
         if self.session.is_some() && self.speech.is_empty() {
             self.outputs.handle_timeout(now);
@@ -322,7 +323,7 @@ impl Engine {
                     self.outputs.forget(&key);
                     self.order(&Order::Forget(key));
                 }
-                Effect::Tell(entry) => self.speech.tell(entry),
+                Effect::Tell(entry) => self.speech.tell(now, entry),
                 Effect::TellJournal => {
                     self.speech.tell_journal();
                     self.outputs.restart();

@@ -1,6 +1,7 @@
 //! What there is to say to the master, in the order in which it is said: the journal, renewals, events, output.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use rpicluster_core::Moment;
 use rpicluster_core::journal::Journal;
@@ -14,6 +15,8 @@ use super::output::Outputs;
 
 /// Events that wait; the oldest gives way, and is told again when its time comes.
 const EVENTS_MAX: usize = 16_384;
+/// That an attempt has begun is said after this, unless it is over by then: a short task has one event, not two.
+const BEGINNING_WAIT: Duration = Duration::from_millis(20);
 /// Room in a message for what is around its entries.
 const ENVELOPE_BYTES: usize = 1024;
 
@@ -24,6 +27,8 @@ pub(crate) struct Speech {
     parts: VecDeque<Envelope<FromSlave>>,
     renewals: VecDeque<TaskLease>,
     events: VecDeque<JournalEntry>,
+    /// Beginnings, and when they are said.
+    begun: VecDeque<(Moment, JournalEntry)>,
     next_id: u64,
 }
 
@@ -35,6 +40,7 @@ impl Speech {
             parts: VecDeque::new(),
             renewals: VecDeque::new(),
             events: VecDeque::new(),
+            begun: VecDeque::new(),
             next_id: 1,
         }
     }
@@ -45,13 +51,36 @@ impl Speech {
         self.parts.clear();
         self.renewals.clear();
         self.events.clear();
+        self.begun.clear();
     }
 
+    /// Whether nothing is to be said by now.
     pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty() && self.renewals.is_empty() && self.events.is_empty() && !self.wants_journal
     }
 
-    pub(crate) fn tell(&mut self, entry: JournalEntry) {
+    /// When a beginning is to be said.
+    pub(crate) fn poll_timeout(&self) -> Option<Moment> {
+        self.begun.front().map(|(at, _)| *at)
+    }
+
+    pub(crate) fn tell(&mut self, now: Moment, entry: JournalEntry) {
+        if matches!(entry, JournalEntry::Started(_)) {
+            self.begun.push_back((now + BEGINNING_WAIT, entry));
+            return;
+        }
+        self.begun.retain(|(_, begun)| begun.key() != entry.key());
+        self.push(entry);
+    }
+
+    /// What has waited long enough is to be said.
+    pub(crate) fn handle_timeout(&mut self, now: Moment) {
+        while let Some((_, entry)) = self.begun.pop_front_if(|(at, _)| *at <= now) {
+            self.push(entry);
+        }
+    }
+
+    fn push(&mut self, entry: JournalEntry) {
         if self.events.len() >= EVENTS_MAX {
             self.events.pop_front();
         }
@@ -94,6 +123,7 @@ impl Speech {
         if std::mem::take(&mut self.wants_journal) {
             // Events that wait are in it.
             self.events.clear();
+            self.begun.clear();
             self.parts = self.journal_parts(session, journal.entries());
         }
         if let Some(part) = self.parts.pop_front() {
@@ -201,6 +231,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: Moment = Moment::from_millis(1);
+
     fn key(index: u32) -> AttemptKey {
         AttemptKey { task: TaskId { job: JobId(1), index }, attempt: 1, epoch: Epoch(1) }
     }
@@ -240,9 +272,9 @@ mod tests {
         let records = journal.recorded();
         journal.handle(Moment::default(), Input::Synced { records }, &mut effects);
         let mut speech = Speech::new(JournalId(7));
-        speech.tell(started(1));
+        speech.tell(NOW, started(1));
         speech.tell_journal();
-        speech.tell(started(2000));
+        speech.tell(NOW, started(2000));
         let said = said(&mut speech, &journal);
         let parts: Vec<(Part, usize)> = said
             .iter()
@@ -259,13 +291,34 @@ mod tests {
     }
 
     #[test]
+    fn a_short_task_has_one_event_and_a_long_one_is_told_of_in_time() {
+        let mut speech = Speech::new(JournalId(7));
+        let journal = Journal::new(1, None);
+        speech.tell(NOW, started(1));
+        speech.tell(NOW, started(2));
+        speech.handle_timeout(NOW);
+        assert!(speech.is_empty());
+        speech.tell(NOW, finished(1, "short"));
+        let messages = |said: Vec<Envelope<FromSlave>>| said.into_iter().map(|one| one.message).collect::<Vec<_>>();
+        let all = messages(said(&mut speech, &journal));
+        assert!(matches!(&all[..], [FromSlave::TaskFinished(ends)] if ends.len() == 1), "{all:?}");
+        let due = speech.poll_timeout().unwrap();
+        assert_eq!(due, NOW + BEGINNING_WAIT);
+        speech.handle_timeout(due);
+        assert_eq!(speech.poll_timeout(), None);
+        let all = messages(said(&mut speech, &journal));
+        assert!(matches!(&all[..], [FromSlave::TaskStarted(begun)] if begun[0].key == key(2)), "{all:?}");
+    }
+
+    #[test]
     fn events_share_messages_the_newest_of_each_attempt_and_beginnings_first() {
         let mut speech = Speech::new(JournalId(7));
         for index in 0..100 {
-            speech.tell(started(index));
+            speech.tell(NOW, started(index));
         }
+        speech.handle_timeout(NOW + BEGINNING_WAIT);
         for index in 0..50 {
-            speech.tell(finished(index, &"x".repeat(2000)));
+            speech.tell(NOW, finished(index, &"x".repeat(2000)));
         }
         let said = said(&mut speech, &Journal::new(1, None));
         let [FromSlave::TaskStarted(begun), rest @ ..] =
