@@ -1,11 +1,12 @@
-//! Networks that fail: two namespaces joined by a veth pair, between which packets are dropped, lost or refused.
+//! Full disks, and networks that fail: two namespaces joined by a veth pair, between which packets are dropped, lost or refused.
 //!
 //! Traffic stays inside the namespaces. They vanish with the test; those of killed test runs at the next start.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -170,12 +171,62 @@ fn remove(namespace: &str) {
     let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
 }
 
+/// A disk of its own for a folder, which can be filled. What it holds is gone with it.
+pub(crate) struct SmallDisk {
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    /// Room for the state of a master or slave, and not for much more.
+    const SIZE: &str = "size=24m,mode=0700";
+
+    /// Puts one under a folder that nobody uses now; what is in it moves there.
+    pub(crate) fn under(folder: &Path) -> SmallDisk {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "tests with full disks need root (mount): run them as root, as CI does"
+        );
+        let aside = folder.with_extension("aside");
+        fs::rename(folder, &aside).unwrap();
+        fs::create_dir(folder).unwrap();
+        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", SmallDisk::SIZE, "rpicluster-test"]).arg(folder));
+        let disk = SmallDisk { folder: folder.to_owned() };
+        succeed(Command::new("cp").arg("-a").arg(aside.join(".")).arg(folder));
+        disk
+    }
+
+    /// Fills it to the last byte.
+    pub(crate) fn fill(&self) {
+        let mut filler = File::create(self.filler()).unwrap();
+        for length in [64 * 1024, 1] {
+            let piece = vec![0; length];
+            while filler.write_all(&piece).is_ok() {}
+        }
+    }
+
+    /// Makes room again.
+    pub(crate) fn free(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.join("filler")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Whoever still writes there is stopped by the test; a failure here must not hide the test's own.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
+    }
+}
+
 fn ip(arguments: &[&str]) {
     succeed(Command::new("ip").args(arguments));
 }
 
 fn succeed(command: &mut Command) {
-    let missing = "the Debian packages iproute2 and iptables are needed";
+    let missing = "the Debian packages iproute2, iptables and mount are needed";
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}: {missing}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Work, lines};
-use crate::harness::faults::Network;
-use crate::harness::{Cluster, Process, figure, heavy, run, wait_until};
+use crate::harness::faults::{Network, SmallDisk};
+use crate::harness::{Cluster, Process, figure, heavy, run, wait_for, wait_until};
 
 /// How many slaves work.
 const SLAVES: usize = 8;
@@ -54,7 +54,7 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
     for round in 0..rounds() {
         // Half of them may be tried again when they were lost.
         let is_idempotent = round % 4 >= 2;
-        let mut submission = Process::start("map", map(&work, &folder, round, is_idempotent));
+        let mut submission = Process::start("map", map(&work, "all", &folder, round, is_idempotent));
         for (job, _) in &jobs {
             notice(&work, *job, &mut seen);
         }
@@ -73,7 +73,7 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
         let mut submitted = submission.wait_for_exit();
         // It found no master, and so it has sent nothing.
         if submitted.code == Some(69) {
-            submitted = run(map(&work, &folder, round, is_idempotent));
+            submitted = run(map(&work, "all", &folder, round, is_idempotent));
         }
         assert_eq!(submitted.code, Some(0), "{}", submitted.err);
         jobs.push((submitted.out.trim().parse().unwrap(), is_idempotent));
@@ -119,7 +119,7 @@ fn no_task_is_lost_or_runs_twice_while_the_network_fails() {
     let faults = [Network::cut, Network::deafen_head, Network::lose_a_third, Network::reset];
     let mut jobs = Vec::new();
     for round in 0..(rounds() / 2).max(4) {
-        let submitted = run(map(&work, &folder, round, false));
+        let submitted = run(map(&work, "all", &folder, round, false));
         assert_eq!(submitted.code, Some(0), "{}", submitted.err);
         jobs.push(submitted.out.trim().parse::<u64>().unwrap());
         thread::sleep(CALM_MAX.mul_f64(random.f64()));
@@ -136,11 +136,77 @@ fn no_task_is_lost_or_runs_twice_while_the_network_fails() {
     }
 }
 
+/// Disks fill up while tasks run: the master's, then a slave's. Both go on when there is room again, killed meanwhile or not.
+#[test]
+fn no_task_is_lost_or_runs_twice_while_disks_are_full() {
+    let _alone = heavy();
+    let mut work = Work::start(SLAVES, "[slave]\nslots = 2\n");
+    let folder = work.cluster.slave_folder("files");
+    std::fs::create_dir(&folder).unwrap();
+    work.cluster.master.kill();
+    let masters_disk = SmallDisk::under(&work.cluster.master_folder());
+    work.cluster.restart();
+    work.slaves[0].kill();
+    let slaves_disk = SmallDisk::under(&work.cluster.slave_folder("pi-1"));
+    work.slaves[0] = work.cluster.online_slave("pi-1");
+    let (mut seen, mut jobs) = (BTreeMap::new(), Vec::new());
+    let rounds = (rounds() / 2).max(4);
+    let mut more = rounds..;
+    for round in 0..rounds {
+        // One slave alone writes more than what its journal has room for in any case.
+        let on = if round % 2 == 0 { "all" } else { "pi-1" };
+        let submitted = run(map(&work, on, &folder, round, false));
+        assert_eq!(submitted.code, Some(0), "{}", submitted.err);
+        jobs.push(submitted.out.trim().parse::<u64>().unwrap());
+        let is_killed = round % 4 >= 2;
+        if round % 2 == 0 {
+            masters_disk.fill();
+            let refused = wait_for("the master refuses what it cannot write", || {
+                let answer = run(map(&work, "all", &folder, more.next().unwrap(), false));
+                // What it had room for, it has accepted.
+                jobs.extend(answer.out.trim().parse::<u64>());
+                (answer.code != Some(0)).then_some(answer)
+            });
+            assert!(refused.err.contains("cannot be written"), "{}", refused.err);
+            if is_killed {
+                work.cluster.master.kill();
+            }
+            masters_disk.free();
+            if is_killed {
+                work.cluster.restart();
+            }
+        } else {
+            let begun = work.slaves[0].err().len();
+            slaves_disk.fill();
+            wait_until("the slave says that it cannot write", || {
+                work.slaves[0].err()[begun..].iter().any(|line| line.contains("the journal of tasks cannot be written"))
+            });
+            if is_killed {
+                work.slaves[0].kill();
+            }
+            slaves_disk.free();
+            if is_killed {
+                work.slaves[0] = work.cluster.slave("pi-1");
+            }
+        }
+        jobs.iter().for_each(|job| notice(&work, *job, &mut seen));
+    }
+    for job in jobs {
+        wait_until(&format!("job {job} has ended"), || work.job(job)["state"] != "active");
+        for task in tasks(&work, job) {
+            let is_lost = task["state"] == "lost";
+            assert!(!is_lost || task["slave"] == "pi-1", "only this slave was killed: {task}");
+            check(&task, &folder, false);
+        }
+        notice(&work, job, &mut seen);
+    }
+}
+
 /// A job whose tasks append their attempt's number to files of their own.
-fn map(work: &Work, folder: &Path, round: u32, is_idempotent: bool) -> Command {
+fn map(work: &Work, on: &str, folder: &Path, round: u32, is_idempotent: bool) -> Command {
     let inputs: Vec<String> = (0..TASKS_OF_A_ROUND).map(|number| format!("{round}-{number}")).collect();
     let script = format!("echo $RPICLUSTER_ATTEMPT >> {}/$1; sleep 0.3", folder.display());
-    let mut arguments = vec!["map", "--on", "all", "--detach"];
+    let mut arguments = vec!["map", "--on", on, "--detach"];
     if is_idempotent {
         arguments.extend(["--idempotent", "--retries", "100"]);
     }
