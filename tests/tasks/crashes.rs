@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Work, lines};
 use crate::harness::faults::{Network, SmallDisk};
-use crate::harness::{Cluster, Process, figure, heavy, run, wait_for, wait_until};
+use crate::harness::{Cluster, Process, figure, heavy, run, wait_until};
 
 /// How many slaves work.
 const SLAVES: usize = 8;
@@ -89,15 +89,7 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
         }
         notice(&work, *job, &mut seen);
     }
-    let listed: BTreeSet<u64> = work
-        .cluster
-        .get("/api/v1/jobs?limit=1000")
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|job| job["job"].as_u64().unwrap())
-        .collect();
-    assert_eq!(listed, jobs.iter().map(|(job, _)| *job).collect(), "the accepted jobs, each once");
+    assert_eq!(listed(&work), jobs.iter().map(|(job, _)| *job).collect(), "the accepted jobs, each once");
     assert_eq!(counts.values().sum::<u32>(), rounds() * TASKS_OF_A_ROUND);
     let (masters, slaves) = kills;
     let crashes = format!("{masters} kills of the master, {slaves} of slaves");
@@ -161,36 +153,37 @@ fn no_task_is_lost_or_runs_twice_while_disks_are_full() {
         let is_killed = round % 4 >= 2;
         if round % 2 == 0 {
             masters_disk.fill();
-            let refused = wait_for("the master refuses what it cannot write", || {
-                let answer = run(map(&work, "all", &folder, more.next().unwrap(), false));
-                // What it had room for, it has accepted.
-                jobs.extend(answer.out.trim().parse::<u64>());
-                (answer.code != Some(0)).then_some(answer)
-            });
-            assert!(refused.err.contains("cannot be written"), "{}", refused.err);
+            let mut waiting = loop {
+                let mut map = Process::start("map", map(&work, "all", &folder, more.next().unwrap(), false));
+                let is_refused = |map: &Process| map.err().iter().any(|line| line.contains("cannot be written"));
+                wait_until("it is accepted or refused", || is_refused(&map) || map.exit_status().is_some());
+                if map.exit_status().is_none() {
+                    break map;
+                }
+                // There was room in what the store had already.
+                jobs.push(map.wait_for_exit().out.trim().parse().unwrap());
+            };
             if is_killed {
                 work.cluster.master.kill();
-            }
-            masters_disk.free();
-            if is_killed {
                 work.cluster.restart();
             }
+            masters_disk.free();
+            let submitted = waiting.wait_for_exit();
+            assert_eq!(submitted.code, Some(0), "it is accepted when there is room: {}", submitted.err);
+            jobs.push(submitted.out.trim().parse().unwrap());
         } else {
-            let begun = work.slaves[0].err().len();
             slaves_disk.fill();
-            wait_until("the slave says that it cannot write", || {
-                work.slaves[0].err()[begun..].iter().any(|line| line.contains("the journal of tasks cannot be written"))
-            });
+            wait_until("the slave says that it cannot write", || can_write(&work.slaves[0]) == Some(false));
             if is_killed {
                 work.slaves[0].kill();
-            }
-            slaves_disk.free();
-            if is_killed {
                 work.slaves[0] = work.cluster.slave("pi-1");
             }
+            slaves_disk.free();
+            wait_until("the slave can write again", || can_write(&work.slaves[0]) != Some(false));
         }
         jobs.iter().for_each(|job| notice(&work, *job, &mut seen));
     }
+    assert_eq!(listed(&work), jobs.iter().copied().collect(), "the accepted jobs, each once");
     for job in jobs {
         wait_until(&format!("job {job} has ended"), || work.job(job)["state"] != "active");
         for task in tasks(&work, job) {
@@ -213,6 +206,19 @@ fn map(work: &Work, on: &str, folder: &Path, round: u32, is_idempotent: bool) ->
     arguments.extend(["--", "sh", "-c", &script, "sh", "{}", ":::"]);
     arguments.extend(inputs.iter().map(String::as_str));
     work.command(&arguments)
+}
+
+/// What a slave has last said of its journal.
+fn can_write(slave: &Process) -> Option<bool> {
+    let lines = slave.err();
+    let last = lines.iter().rev().find(|line| line.contains("the journal of tasks can"))?;
+    Some(last.contains("can be written again"))
+}
+
+/// The numbers of all jobs.
+fn listed(work: &Work) -> BTreeSet<u64> {
+    let jobs = work.cluster.get("/api/v1/jobs?limit=1000");
+    jobs.as_array().unwrap().iter().map(|job| job["job"].as_u64().unwrap()).collect()
 }
 
 fn tasks(work: &Work, job: u64) -> Vec<Value> {

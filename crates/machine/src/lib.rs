@@ -5,11 +5,13 @@
 
 mod clock;
 mod identity;
+mod memory;
 mod parse;
 mod private;
 mod sampler;
 
 pub use clock::boottime;
 pub use identity::{boot_id, default_slave_id, host_name};
+pub use memory::{give_back_free_pages, keep_no_large_blocks};
 pub use private::{PrivateError, create_private_folder, ensure_private_folder, read_private, write_private};
 pub use sampler::{Sampler, addresses};

@@ -20,6 +20,7 @@ mod letters;
 mod local_token;
 mod loglimit;
 mod mailbox;
+mod memory;
 mod outbox;
 mod own_state;
 mod publish;

@@ -36,6 +36,7 @@ use crate::health::{Health, Pulse};
 use crate::letters::{self, LETTERS_MAX, Letter};
 use crate::local_token::LocalToken;
 use crate::loglimit::SharedLogLimit;
+use crate::memory;
 use crate::own_state::own_state;
 use crate::publish::{Publish, Wire};
 use crate::store::{Store, StoreError, StoredSlave};
@@ -318,6 +319,7 @@ impl Master {
         tasks.spawn("command sender", commands::send(commands, root, wire, counters));
         tasks.spawn("certificates", self.certificates.watch(stop.clone()));
         tasks.spawn("sampler", sampler::run(sampler, machine_sender, stop.clone()));
+        tasks.spawn("memory", memory::run(stop.clone()));
         let http_open = self.settings.master.http_open;
         let (access, local_token) = (self.access, self.local_token);
         let guard = Guard::new(self.names, http_open, move |token| {

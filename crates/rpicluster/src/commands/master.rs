@@ -1,10 +1,8 @@
 //! `rpicluster master`: the master, with its broker unless others run it, until it is told to stop.
 
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
-
 use anyhow::Context;
 use rpicluster_broker::{BrokerConfig, Listener};
+use rpicluster_machine::keep_no_large_blocks;
 use rpicluster_master::{Master, MasterConfig, Settings, StartError};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -19,17 +17,13 @@ const LOCAL_LISTENER: &str = "local";
 /// The listener that `--mqtts` moves.
 const CLUSTER_LISTENER: &str = "cluster";
 
-/// From how many bytes on glibc takes memory from the system for an allocation alone, and gives it back with it. Left out,
-/// it raises this itself up to 32 MiB, and keeps as much for good after each hashed password or storm. It reads this
-/// variable before `main` only.
-const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "131072");
-
 /// Runs the master.
 ///
 /// # Errors
 /// If the configuration is wrong, an address or the store cannot be used, or a part of the master fails.
 pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
-    give_back_memory();
+    // Before there are threads, which have heaps of their own.
+    keep_no_large_blocks();
     let configuration = load(args.config.as_deref(), None)?;
     let file = configuration.file;
     let external = file.cluster.connection().map_err(|error| Failure::new(Exit::Configuration, error.to_string()))?;
@@ -83,18 +77,6 @@ async fn serve(settings: Settings, stop_on_stdin_close: bool) -> Result<(), Fail
 /// cores, and its reply takes half as long again.
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
-}
-
-/// Starts this process anew, with the same id and arguments, in an environment in which memory that is not used any more
-/// goes back to the system. Without effect where the C library is another one.
-fn give_back_memory() {
-    let (name, value) = MMAP_THRESHOLD;
-    let mut arguments = std::env::args_os();
-    let (Some(called), Ok(program)) = (arguments.next(), std::env::current_exe()) else { return };
-    if std::env::var_os(name).is_none() {
-        // It returns only if it fails, and then the master works as it is.
-        let _ = Command::new(program).arg0(called).args(arguments).env(name, value).exec();
-    }
 }
 
 /// Lets the master hold as many sockets as the system allows: the usual 1,024 are too few for 1,000 slaves.
