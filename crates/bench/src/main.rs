@@ -7,8 +7,10 @@ mod broker;
 mod client;
 mod figure;
 mod latency;
+mod others;
 mod peers;
 mod scale;
+mod simulated;
 mod tasks;
 mod throughput;
 mod tls;
@@ -31,7 +33,7 @@ enum What {
     Throughput,
     /// 1,000 slaves, one agent, writes of an idle cluster
     Scale,
-    /// Tasks over 8 slaves
+    /// Tasks over 8 slaves and on 1,000, and the same by GNU parallel, Dask, Celery and Ray where they are installed
     Tasks,
     /// What TLS costs
     Tls,
@@ -39,7 +41,10 @@ enum What {
     Broker,
 }
 
-/// Measure rpicluster beside its floor and mosquitto. Build it with --release.
+/// Measure rpicluster beside its floor and its peers. Build it with --release.
+///
+/// What of the peers is installed is found: mosquitto, strace, xargs, parallel and redis-server as programs, Dask (distributed),
+/// Celery and Ray as modules of python3, or of the Python that BENCH_PYTHON names.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure

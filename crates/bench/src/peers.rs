@@ -159,16 +159,14 @@ pub(crate) fn start_slave(master: &Master, id: &str, settings: &[(&str, String)]
     let folder = tempfile::tempdir()?;
     let token =
         master.post("/api/v1/tokens", &json!({"replace": true}))?["token"].as_str().context("a token")?.to_owned();
-    let child = Command::new(product()?)
+    let mut command = Command::new(product()?);
+    command
         .env("RPICLUSTER_TOKEN", token)
         .envs(settings.iter().map(|(name, value)| (name, value)))
         .args(["slave", "--id", id, "--master", &master.mqtts.to_string(), "--state-dir"])
         .arg(folder.path())
-        .current_dir(folder.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    Ok(Process { child, _folder: folder })
+        .current_dir(folder.path());
+    Process::start(&mut command, folder)
 }
 
 /// The same broker without TLS and with it.
@@ -230,9 +228,7 @@ fn start_mosquitto_in(folder: TempDir, more: &str) -> Result<Option<(Process, So
         address.port()
     );
     std::fs::write(&file, text)?;
-    let mut command = Command::new(program);
-    command.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
-    let process = Process { child: command.spawn()?, _folder: folder };
+    let process = Process::start(Command::new(program).arg("-c").arg(&file), folder)?;
     wait_until("mosquitto listens", || Ok(TcpStream::connect(address).is_ok()))?;
     Ok(Some((process, address)))
 }
@@ -242,8 +238,7 @@ pub(crate) fn start_stock() -> Result<(Process, SocketAddr)> {
     let folder = tempfile::tempdir()?;
     let address: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--serve-stock-rumqttd", &address.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-    let process = Process { child: command.spawn()?, _folder: folder };
+    let process = Process::start(command.args(["--serve-stock-rumqttd", &address.to_string()]), folder)?;
     wait_until("stock rumqttd listens", || Ok(TcpStream::connect(address).is_ok()))?;
     Ok((process, address))
 }
@@ -282,7 +277,8 @@ pub(crate) fn serve_stock(address: SocketAddr) -> Result<()> {
     bail!("stock rumqttd has stopped")
 }
 
-fn free_port() -> Result<u16> {
+/// A port that nobody listens on now.
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
@@ -297,6 +293,12 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>
 }
 
 impl Process {
+    /// Starts it, with a folder that goes when it does. What it prints is not for us.
+    pub(crate) fn start(command: &mut Command, folder: TempDir) -> Result<Process> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Ok(Process { child: child.with_context(|| format!("start {command:?}"))?, _folder: folder })
+    }
+
     /// Resident memory in bytes. Of the process itself, or of its only child if it is a wrapper.
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

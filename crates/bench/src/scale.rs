@@ -1,40 +1,18 @@
 //! A thousand slaves, one agent, and what an idle cluster writes to the SD card.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rpicluster_client::{Connection, Login, Trust};
-use rpicluster_protocol::{Details, SlaveId, TopicRoot, Vitals};
-use rpicluster_slave::{Access, Behaviour, Slave, SlaveConfig};
-use tokio::runtime::Runtime;
-use tokio::task::JoinSet;
 
-use crate::client::LOGIN;
 use crate::figure::Figures;
 use crate::peers::{Master, start_mosquitto, start_slave, wait_until};
+use crate::simulated::Slaves;
 
 const ROUNDS: usize = 3;
 const SLAVES: usize = 1_000;
 /// How long a cluster is left alone before its memory is read.
 pub(crate) const IDLE: Duration = Duration::from_secs(20);
 const MEBIBYTE: f64 = 1024.0 * 1024.0;
-
-/// A slave that tells the same every time, so that it costs next to nothing.
-struct Canned {
-    id: SlaveId,
-}
-
-impl Behaviour for Canned {
-    fn details(&mut self) -> Details {
-        Details { hostname: Some(self.id.to_string()), cpu_cores: Some(4), ram: Some(1 << 32), ..Details::default() }
-    }
-
-    fn vitals(&mut self) -> Option<Vitals> {
-        let load = Some([0.5, 0.25, 0.125]);
-        Some(Vitals { cpu_percentage: Some(1.5), ram_free: Some(1 << 31), load, ..Vitals::default() })
-    }
-}
 
 /// Measures all of it.
 pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
@@ -111,53 +89,4 @@ fn idle_writes(figures: &mut Figures) -> Result<()> {
     drop(slaves);
     figures.add("fsyncs of the head, 100 idle slaves", "1/min", &[(after - before) as f64], None);
     Ok(())
-}
-
-/// Slaves in this process.
-pub(crate) struct Slaves {
-    _runtime: Runtime,
-    statuses: Vec<tokio::sync::watch::Receiver<rpicluster_slave::Status>>,
-    _tasks: JoinSet<Result<(), rpicluster_slave::SlaveError>>,
-}
-
-impl Slaves {
-    fn start(master: SocketAddr, count: usize) -> Result<Slaves> {
-        let connection = Connection::new(format!("mqtt://{master}").parse()?, &Trust::System, None)?;
-        let login = Login { user: LOGIN.0.to_owned(), password: LOGIN.1.to_owned() };
-        Slaves::start_as(&connection, std::iter::repeat_n(login, count))
-    }
-
-    /// Those whose secrets these are, in this order, by the listener with TLS or the one without.
-    pub(crate) fn start_joined(master: &Master, secrets: &[String], with_tls: bool) -> Result<Slaves> {
-        let connection = if with_tls {
-            Connection::new(format!("mqtts://{}", master.mqtts).parse()?, &Trust::Ca(master.ca.clone()), None)?
-        } else {
-            Connection::new(format!("mqtt://{}", master.mqtt).parse()?, &Trust::System, None)?
-        };
-        let login = |(number, secret): (usize, &String)| Login { user: name(number), password: secret.clone() };
-        Slaves::start_as(&connection, secrets.iter().enumerate().map(login))
-    }
-
-    fn start_as(connection: &Connection, logins: impl Iterator<Item = Login>) -> Result<Slaves> {
-        let runtime = Runtime::new()?;
-        let mut tasks = JoinSet::new();
-        let mut statuses = Vec::new();
-        for (number, login) in logins.enumerate() {
-            let id: SlaveId = name(number).parse()?;
-            let connection = connection.clone().with_login(login);
-            let config = SlaveConfig { id: Some(id.clone()), ..SlaveConfig::default() };
-            let slave = Slave::new(config, TopicRoot::default(), Access::Account(connection), Canned { id })?;
-            statuses.push(slave.status());
-            tasks.spawn_on(slave.run(std::future::pending()), runtime.handle());
-        }
-        Ok(Slaves { _runtime: runtime, statuses, _tasks: tasks })
-    }
-
-    pub(crate) fn connected(&self) -> usize {
-        self.statuses.iter().filter(|status| status.borrow().connected).count()
-    }
-}
-
-fn name(number: usize) -> String {
-    format!("bench-{number}")
 }

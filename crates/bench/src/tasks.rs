@@ -1,23 +1,29 @@
-//! Tasks over 8 slaves on this machine: a queue that they share, and one task at a time.
+//! Tasks over 8 slaves on this machine: a queue that they share, and one task at a time; and one job on 1,000.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::figure::{Figures, median, percentile};
+use crate::others::{self, Measured};
 use crate::peers::{Master, Process, start_slave, wait_until};
+use crate::simulated::Slaves;
 
-const SLAVES: usize = 8;
-const ROUNDS: usize = 3;
+pub(crate) const SLAVES: usize = 8;
+pub(crate) const ROUNDS: usize = 3;
 const PINGS: usize = 50_000;
-const COMMANDS: usize = 2_000;
-const CALLS: usize = 10_000;
-const SINGLE: usize = 200;
+pub(crate) const COMMANDS: usize = 2_000;
+pub(crate) const CALLS: usize = 10_000;
+/// Tasks one at a time, of which the median is a round's figure.
+pub(crate) const SINGLE: usize = 200;
+const THOUSAND: usize = 1_000;
+/// Jobs on all of a thousand slaves.
+const BROADCASTS: usize = 9;
 
 /// Slots of a slave where waiting for the disk, not the machine, is what takes time.
 const MANY_SLOTS: usize = 64;
@@ -36,36 +42,73 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     let functions = functions()?;
 
     let cluster = Cluster::start(MANY_SLOTS, functions.path())?;
-    let queue = |kind: Value, count: usize| {
-        let mut step = json!({"on": "all", "inputs": (0..count).map(|n| n.to_string()).collect::<Vec<_>>()});
-        merge(&mut step, kind);
-        json!({"steps": [step]})
-    };
     let pings = queue(json!({"kind": "action", "action": "ping"}), PINGS);
     let before = cluster.master.process.cpu_time()?;
-    let rates: Vec<f64> = (0..ROUNDS).map(|_| cluster.rate(&pings, PINGS)).collect::<Result<_>>()?;
+    let rates = cluster.rates(&pings, PINGS)?;
     let spent = cluster.master.process.cpu_time()?.saturating_sub(before);
     figures.add("ping, a queue of 50,000", "1/s", &rates, None);
     let each = spent.as_secs_f64() * 1e6 / (PINGS * ROUNDS) as f64;
     figures.add("processor time of the master for each", "us", &[each], None);
     let calls = queue(json!({"kind": "function", "function": "echo"}), CALLS);
-    let rates: Vec<f64> = (0..ROUNDS).map(|_| cluster.rate(&calls, CALLS)).collect::<Result<_>>()?;
-    figures.add("warm Python function", "1/s", &rates, None);
+    let function = cluster.rates(&calls, CALLS)?;
+    figures.add("warm Python function", "1/s", &function, None);
     drop(cluster);
 
-    let cluster = Cluster::start(1, functions.path())?;
     let commands = queue(json!({"kind": "exec", "argv": ["/bin/true"]}), COMMANDS);
-    let (mut rates, mut floor) = (Vec::new(), Vec::new());
+    for slots in [4, 2] {
+        let floor: Vec<f64> = (0..ROUNDS).map(|_| xargs()).collect::<Result<_>>()?;
+        let rates = Cluster::start(slots, functions.path())?.rates(&commands, COMMANDS)?;
+        figures.add(&format!("exec /bin/true, {slots} slots each"), "1/s", &rates, Some(("xargs -P8", &floor)));
+    }
+    let cluster = Cluster::start(1, functions.path())?;
+    let (mut exec, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         floor.push(xargs()?);
-        rates.push(cluster.rate(&commands, COMMANDS)?);
+        exec.push(cluster.rate(&commands, COMMANDS)?);
     }
-    figures.add("exec /bin/true, a slot each", "1/s", &rates, Some(("xargs -P8", &floor)));
-    let one = json!({"steps": [{"on": "bench-0", "kind": "action", "action": "ping"}]});
-    figures.add("one ping, submitted to known, p50", "ms", &cluster.latency(&one)?, Some(("fdatasync", &syncs)));
-    let all = json!({"steps": [{"on": "all", "kind": "exec", "argv": ["/bin/true"]}]});
-    figures.add("true on 8 slaves, submitted to known, p50", "ms", &cluster.latency(&all)?, None);
+    figures.add("exec /bin/true, a slot each", "1/s", &exec, Some(("xargs -P8", &floor)));
+    let one = cluster.latency(&json!({"steps": [{"on": "bench-0", "kind": "action", "action": "ping"}]}))?;
+    figures.add("one ping, submitted to known, p50", "ms", &one, Some(("fdatasync", &syncs)));
+    let all = cluster.latency(&json!({"steps": [{"on": "all", "kind": "exec", "argv": ["/bin/true"]}]}))?;
+    figures.add("true on 8 slaves, submitted to known, p50", "ms", &all, None);
+    drop(cluster);
+
+    thousand_slaves(figures)?;
+    others::measure(figures, &Measured { function, exec, one, all });
     Ok(())
+}
+
+/// One job for all of a thousand slaves that answer at once.
+fn thousand_slaves(figures: &mut Figures) -> Result<()> {
+    let master = Master::start(&[])?;
+    let slaves = Slaves::start(master.mqtt, THOUSAND)?;
+    wait_until("1,000 slaves are online", || Ok(master.status()?["online"] == json!(THOUSAND)))?;
+    for (name, step) in [
+        ("ping on 1,000 simulated slaves, p50", json!({"on": "all", "kind": "action", "action": "ping"})),
+        ("true on 1,000 simulated slaves, p50", json!({"on": "all", "kind": "exec", "argv": ["/bin/true"]})),
+    ] {
+        let job = json!({"steps": [step]});
+        // Their journals have come.
+        master.run(&job)?;
+        let mut rounds = Vec::new();
+        for _ in 0..BROADCASTS {
+            let began = Instant::now();
+            let ended = master.run(&job)?;
+            rounds.push(began.elapsed().as_secs_f64() * 1e3);
+            let known = &ended["counts"]["succeeded"];
+            ensure!(*known == json!(THOUSAND), "not all of 1,000 slaves answered: {ended}");
+        }
+        figures.add(name, "ms", &rounds, None);
+    }
+    ensure!(slaves.connected() == THOUSAND, "some slaves are gone again");
+    Ok(())
+}
+
+/// A job whose tasks are a queue that all slaves share.
+fn queue(kind: Value, count: usize) -> Value {
+    let mut step = json!({"on": "all", "inputs": (0..count).map(|n| n.to_string()).collect::<Vec<_>>()});
+    merge(&mut step, kind);
+    json!({ "steps": [step] })
 }
 
 /// A master and its slaves.
@@ -101,6 +144,10 @@ impl Cluster {
         Ok(took)
     }
 
+    fn rates(&self, job: &Value, tasks: usize) -> Result<Vec<f64>> {
+        (0..ROUNDS).map(|_| self.rate(job, tasks)).collect()
+    }
+
     fn rate(&self, job: &Value, tasks: usize) -> Result<f64> {
         Ok(tasks as f64 / self.run(job)?.as_secs_f64())
     }
@@ -131,12 +178,7 @@ fn fdatasync() -> Result<f64> {
 
 /// The same commands by a program that only starts processes, 8 at once.
 fn xargs() -> Result<f64> {
-    let began = Instant::now();
-    let mut child = Command::new("xargs").args(["-P8", "-n1", "/bin/true"]).stdin(Stdio::piped()).spawn()?;
-    let lines: String = (0..COMMANDS).map(|number| format!("{number}\n")).collect();
-    child.stdin.take().context("standard input")?.write_all(lines.as_bytes())?;
-    ensure!(child.wait()?.success(), "xargs failed");
-    Ok(COMMANDS as f64 / began.elapsed().as_secs_f64())
+    others::commands_per_second(Command::new("xargs").args(["-P8", "-n1", "/bin/true"]))
 }
 
 /// A folder of functions.

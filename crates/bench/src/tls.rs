@@ -11,7 +11,8 @@ use crate::client::{Client, Entrance};
 use crate::figure::Figures;
 use crate::latency::{Rounds, info_request, two_clients};
 use crate::peers::{Both, Master, start_mosquitto_with_tls, wait_until};
-use crate::scale::{IDLE, Slaves};
+use crate::scale::IDLE;
+use crate::simulated::Slaves;
 
 const ROUNDS: usize = 3;
 const CONNECTIONS: usize = 1_000;
