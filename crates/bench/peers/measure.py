@@ -7,7 +7,7 @@ import subprocess
 import time
 
 # By the environment, because workers read this too.
-WORKERS, ROUNDS, CALLS, COMMANDS, SINGLE = map(int, os.environ["BENCH_SIZES"].split())
+WORKERS, ROUNDS, BATCH, SINGLE = map(int, os.environ["BENCH_SIZES"].split())
 
 
 def call(value):
@@ -27,8 +27,8 @@ def report(version, run, broadcast=None):
     rounds = range(ROUNDS)
     print(json.dumps({
         "version": version,
-        "function": [CALLS / seconds(lambda: run(call, CALLS)) for _ in rounds],
-        "exec": [COMMANDS / seconds(lambda: run(command, COMMANDS)) for _ in rounds],
+        "function": [BATCH / seconds(lambda: run(call, BATCH)) for _ in rounds],
+        "exec": [BATCH / seconds(lambda: run(command, BATCH)) for _ in rounds],
         "one": [median_ms(lambda: run(call, 1)) for _ in rounds],
         "all": [median_ms(lambda: broadcast(command)) for _ in rounds],
     }))

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::figure::{Figures, median};
 use crate::peers::{Process, free_port, wait_until};
-use crate::tasks::{CALLS, COMMANDS, ROUNDS, SINGLE, SLAVES};
+use crate::tasks::{COMMANDS, ROUNDS, SINGLE, SLAVES};
 
 /// The measurements of those in Python: `with_*.py`, and what they share.
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
@@ -139,14 +139,15 @@ fn script(arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .current_dir(Path::new(SCRIPTS))
-        .env("BENCH_SIZES", format!("{SLAVES} {ROUNDS} {CALLS} {COMMANDS} {SINGLE}"))
+        .env("BENCH_SIZES", format!("{SLAVES} {ROUNDS} {COMMANDS} {SINGLE}"))
         .env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }
 
-/// Runs a script to its end; the last line that it prints is what it measured.
+/// Runs a script to its end; the last line that it prints is what it measured. What it writes beside goes.
 fn answer(name: &str, command: &mut Command) -> Result<Tool> {
-    let output = command.stderr(Stdio::piped()).output()?;
+    let folder = tempfile::tempdir()?;
+    let output = command.env("TMPDIR", folder.path()).env("RAY_TMPDIR", folder.path()).output()?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}", complaint.lines().last().unwrap_or("it failed"));
     let text = String::from_utf8(output.stdout)?;

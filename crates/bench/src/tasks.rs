@@ -18,7 +18,7 @@ pub(crate) const SLAVES: usize = 8;
 pub(crate) const ROUNDS: usize = 3;
 const PINGS: usize = 50_000;
 pub(crate) const COMMANDS: usize = 2_000;
-pub(crate) const CALLS: usize = 10_000;
+const CALLS: usize = 10_000;
 /// Tasks one at a time, of which the median is a round's figure.
 pub(crate) const SINGLE: usize = 200;
 const THOUSAND: usize = 1_000;
@@ -78,7 +78,7 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// One job for all of a thousand slaves that answer at once.
+/// One job for all of a thousand slaves, whose tasks end at once.
 fn thousand_slaves(figures: &mut Figures) -> Result<()> {
     let master = Master::start(&[])?;
     let slaves = Slaves::start(master.mqtt, THOUSAND)?;
