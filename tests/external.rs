@@ -214,6 +214,8 @@ fn a_killed_master_finds_the_truth_when_it_starts_again() {
 fn a_late_will_of_an_older_session_changes_nothing() {
     let broker = ForeignBroker::start(&["pi-1"]);
     let cluster = broker.cluster("");
+    // Earlier it would find what the broker kept, which proves no life.
+    wait_until("the master is in", || connected(&cluster));
     let topic = "rpicluster/from/pi-1/state";
     let mut slave = Client::connect(broker.door("pi-1"), "pi-1", None).unwrap();
     for session in ["s1", "s2"] {
