@@ -233,8 +233,7 @@ async fn ask_again_and_again(
     replies: Replies,
     offset: Duration,
 ) {
-    tokio::time::sleep(offset).await;
-    let mut pace = tokio::time::interval(ASK_EVERY);
+    let mut pace = tokio::time::interval_at(tokio::time::Instant::now() + offset, ASK_EVERY);
     for number in 0_u64.. {
         pace.tick().await;
         let id: RequestId = number.to_string().parse().unwrap();

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::harness::mosquitto::Broker;
 use crate::harness::mqtt::{Client, Door, publish, subscribe};
-use crate::harness::{Cluster, PATIENCE, Process, figure, heavy, raise_open_files, soak, wait_until};
+use crate::harness::{Cluster, PATIENCE, Process, figure, heavy, poll, raise_open_files, soak, wait_until};
 
 /// How long the bystander rests between two messages.
 const BYSTANDER_REST: Duration = Duration::from_millis(5);
@@ -194,7 +194,8 @@ fn storm(broker: &str, mqtt: Door, process: &Process, start: u64, settle: impl F
     worst = worst.max(bystander.worst_since(first));
     let allowed = (start + start / 5).saturating_add(kept);
     // What was freed goes back to the system within the master's interval for that.
-    let after = memory_after(process, allowed);
+    let _ = poll(Instant::now(), PATIENCE, || (process.memory() <= allowed).then_some(()));
+    let after = process.memory();
     let (trips, _) = (bystander.trips(), bystander.stop());
     figure(&format!("storm, {broker}: worst round trip of {trips}"), millis(worst), "ms");
     figure(&format!("storm, {broker}: memory before"), megabytes(start), "MB");
@@ -204,18 +205,6 @@ fn storm(broker: &str, mqtt: Door, process: &Process, start: u64, settle: impl F
         figure(&format!("storm, {broker}: memory that the limits allow"), megabytes(allowed), "MB");
     }
     Weathered { worst, after, allowed }
-}
-
-/// The memory that a process holds, once it is as little as allowed or patience is over.
-fn memory_after(process: &Process, allowed: u64) -> u64 {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let held = process.memory();
-        if held <= allowed || Instant::now() > until {
-            return held;
-        }
-        thread::sleep(BYSTANDER_REST);
-    }
 }
 
 /// The count of a full run, or a tenth of it where tests shall not take long.

@@ -14,8 +14,11 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// How the names of namespaces begin; process id, number and end follow.
+/// How the names of namespaces and disks begin; process id, number and end follow.
 const PREFIX: &str = "rpicluster-test";
+
+/// What killed test runs have left is removed once.
+static LEFTOVERS: Once = Once::new();
 
 /// Where the system lists namespaces.
 const NAMESPACES: &str = "/run/netns";
@@ -74,7 +77,6 @@ impl Network {
     /// Two namespaces with a working cable.
     pub(crate) fn new() -> Network {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        static LEFTOVERS: Once = Once::new();
         assert!(
             rustix::process::geteuid().is_root(),
             "tests with network faults need root (network namespaces, iptables): run them as root, as CI does"
@@ -155,15 +157,25 @@ impl Drop for Network {
     }
 }
 
-/// Removes namespaces of test processes that are gone.
+/// Removes namespaces and disks of test processes that are gone.
 fn remove_leftovers() {
-    let Ok(entries) = fs::read_dir(NAMESPACES) else { return };
-    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+    let is_left = |name: &str| {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').nth(1));
-        if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
-            remove(&name);
-        }
-    }
+        owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists())
+    };
+    let entries = fs::read_dir(NAMESPACES).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| is_left(name)).for_each(|name| remove(&name));
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mounts = mounts.lines().filter_map(|line| line.split_once(' '));
+    let left = mounts.filter(|(name, _)| is_left(name)).filter_map(|(_, rest)| rest.split(' ').next());
+    left.for_each(|folder| unmount(Path::new(folder)));
+}
+
+/// Lazily: who still has files open there is about to be stopped by the test.
+fn unmount(folder: &Path) {
+    // A failure here must not hide the test's own; what is left is removed at the next start.
+    let _ = Command::new("umount").arg("--lazy").arg(folder).status();
 }
 
 fn remove(namespace: &str) {
@@ -186,10 +198,12 @@ impl SmallDisk {
             rustix::process::geteuid().is_root(),
             "tests with full disks need root (mount): run them as root, as CI does"
         );
+        LEFTOVERS.call_once(remove_leftovers);
         let aside = folder.with_extension("aside");
         fs::rename(folder, &aside).unwrap();
         fs::create_dir(folder).unwrap();
-        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", SmallDisk::SIZE, "rpicluster-test"]).arg(folder));
+        let name = format!("{PREFIX}-{}-disk", std::process::id());
+        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", SmallDisk::SIZE, &name]).arg(folder));
         let disk = SmallDisk { folder: folder.to_owned() };
         succeed(Command::new("cp").arg("-a").arg(aside.join(".")).arg(folder));
         disk
@@ -216,8 +230,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Whoever still writes there is stopped by the test; a failure here must not hide the test's own.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
+        unmount(&self.folder);
     }
 }
 

@@ -15,4 +15,4 @@ mod wait;
 pub(crate) use cluster::{Cluster, INSIDER, free_address, rpicluster};
 pub(crate) use faults::Place;
 pub(crate) use process::{Finished, Process, descendants, interruptible, is_running, raise_open_files, run};
-pub(crate) use wait::{PATIENCE, figure, heavy, soak, timed, wait_for, wait_until, within};
+pub(crate) use wait::{PATIENCE, figure, heavy, poll, soak, timed, wait_for, wait_until, within};

@@ -54,7 +54,8 @@ pub(crate) fn within(event: Instant, bound: Duration, what: &str, mut condition:
         .unwrap_or_else(|| panic!("not within {bound:?} after the event: {what}"))
 }
 
-fn poll<T>(from: Instant, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+/// Looks again and again until something is found, or `limit` after `from` is over.
+pub(crate) fn poll<T>(from: Instant, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     loop {
         let started = from.elapsed();
         if let Some(found) = look() {

@@ -12,6 +12,8 @@ use crate::harness::{Cluster, Process, figure, heavy, run, wait_until};
 
 /// How many slaves work.
 const SLAVES: usize = 8;
+/// How many tasks each of them runs at once.
+const SLOTS: u32 = 2;
 /// How many tasks are submitted before each crash.
 const TASKS_OF_A_ROUND: u32 = 50;
 /// A crash comes at most so long after a submission: tasks of a round need more.
@@ -46,7 +48,7 @@ fn no_task_vanishes_or_runs_twice_while_master_and_slaves_are_killed() {
     let seed = seed();
     println!("seed {seed}: SEED={seed} chooses the same moments once more");
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut work = Work::start(SLAVES, "[slave]\nslots = 2\n");
+    let mut work = Work::start(SLAVES, &format!("[slave]\nslots = {SLOTS}\n"));
     let folder = work.cluster.slave_folder("files");
     std::fs::create_dir(&folder).unwrap();
     let (mut seen, mut jobs) = (BTreeMap::new(), Vec::new());
@@ -132,7 +134,7 @@ fn no_task_is_lost_or_runs_twice_while_the_network_fails() {
 #[test]
 fn no_task_is_lost_or_runs_twice_while_disks_are_full() {
     let _alone = heavy();
-    let mut work = Work::start(SLAVES, "[slave]\nslots = 2\n");
+    let mut work = Work::start(SLAVES, &format!("[slave]\nslots = {SLOTS}\n"));
     let folder = work.cluster.slave_folder("files");
     std::fs::create_dir(&folder).unwrap();
     work.cluster.master.kill();
@@ -141,7 +143,8 @@ fn no_task_is_lost_or_runs_twice_while_disks_are_full() {
     work.slaves[0].kill();
     let slaves_disk = SmallDisk::under(&work.cluster.slave_folder("pi-1"));
     work.slaves[0] = work.cluster.online_slave("pi-1");
-    let (mut seen, mut jobs) = (BTreeMap::new(), Vec::new());
+    let (mut seen, mut jobs, mut elsewhere) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let (mut kills, mut lost) = (0, 0);
     let rounds = (rounds() / 2).max(4);
     let mut more = rounds..;
     for round in 0..rounds {
@@ -174,7 +177,17 @@ fn no_task_is_lost_or_runs_twice_while_disks_are_full() {
         } else {
             slaves_disk.fill();
             wait_until("the slave says that it cannot write", || can_write(&work.slaves[0]) == Some(false));
+            // The others go on. After the first of these, what had begun before has written its line.
+            let mut begun_after = || {
+                let job = work.detached(&["run", "--on", "pi-2", "--detach", "--", "sleep", "0.3"]);
+                wait_until("the others go on", || work.job(job)["state"] == "succeeded");
+                elsewhere.push(job);
+                files(&folder, round)
+            };
+            let begun = begun_after();
+            assert_eq!(begun_after(), begun, "what cannot be journalled does not begin");
             if is_killed {
+                kills += 1;
                 work.slaves[0].kill();
                 work.slaves[0] = work.cluster.slave("pi-1");
             }
@@ -183,16 +196,18 @@ fn no_task_is_lost_or_runs_twice_while_disks_are_full() {
         }
         jobs.iter().for_each(|job| notice(&work, *job, &mut seen));
     }
-    assert_eq!(listed(&work), jobs.iter().copied().collect(), "the accepted jobs, each once");
+    assert_eq!(listed(&work), jobs.iter().chain(&elsewhere).copied().collect(), "the accepted jobs, each once");
     for job in jobs {
         wait_until(&format!("job {job} has ended"), || work.job(job)["state"] != "active");
         for task in tasks(&work, job) {
             let is_lost = task["state"] == "lost";
             assert!(!is_lost || task["slave"] == "pi-1", "only this slave was killed: {task}");
+            lost += u32::from(is_lost);
             check(&task, &folder, false);
         }
         notice(&work, job, &mut seen);
     }
+    assert!(lost <= SLOTS * kills, "{lost} lost by {kills} kills of a slave with {SLOTS} slots");
 }
 
 /// A job whose tasks append their attempt's number to files of their own.
@@ -206,6 +221,12 @@ fn map(work: &Work, on: &str, folder: &Path, round: u32, is_idempotent: bool) ->
     arguments.extend(["--", "sh", "-c", &script, "sh", "{}", ":::"]);
     arguments.extend(inputs.iter().map(String::as_str));
     work.command(&arguments)
+}
+
+/// How many tasks of a round have begun.
+fn files(folder: &Path, round: u32) -> usize {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().starts_with(&format!("{round}-"))).count()
 }
 
 /// What a slave has last said of its journal.
