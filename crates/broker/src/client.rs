@@ -1,6 +1,6 @@
 //! A client by its id: what outlives its connections.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -11,6 +11,7 @@ use crate::access::Permissions;
 use crate::codec::{CodecError, QoS, reason};
 use crate::config::Limits;
 use crate::message::Message;
+use crate::retained::Walk;
 use crate::subscriptions::Wish;
 
 /// One client id that is connected, or whose session or will is kept.
@@ -69,6 +70,8 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     pub(crate) subscriptions: HashMap<Box<str>, Wish>,
+    /// Those among them of which retained messages are left to be handed over.
+    pub(crate) walks: BTreeMap<Box<str>, Walk>,
     /// Sent at QoS 1 and 2 and not yet acknowledged, oldest first.
     pub(crate) inflight: VecDeque<Inflight>,
     /// What an earlier connection left unacknowledged and this one has not sent again yet, oldest first.
@@ -116,7 +119,7 @@ struct Outbox {
     closing: Option<u8>,
     queue: VecDeque<Queued>,
     bytes: usize,
-    /// More than half of what may wait waits, and not yet less than a quarter again.
+    /// More than half of what may wait waits, and not yet a quarter again.
     congested: bool,
 }
 
@@ -198,9 +201,10 @@ impl Client {
         self.outbox().congested
     }
 
-    /// How many messages wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.outbox().queue.len()
+    /// How many messages wait, and their bytes.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let outbox = self.outbox();
+        (outbox.queue.len(), outbox.bytes)
     }
 
     /// Asks the connection to end with this reason code.
@@ -272,7 +276,7 @@ impl Client {
             taken.extend(outbox.queue.pop_front());
         }
         outbox.bytes -= size;
-        if outbox.queue.len() < limits.queue_messages / 4 && outbox.bytes < limits.queue_bytes / 4 {
+        if outbox.queue.len() <= limits.queue_messages / 4 && outbox.bytes <= limits.queue_bytes / 4 {
             self.relieve(&mut outbox);
         }
     }
@@ -417,7 +421,7 @@ mod tests {
             client.take(&mut taken, 1, 9, &limits);
             states.push(client.is_congested());
         }
-        assert_eq!(states, [false, false, false, false, true, true, true, true, false]);
+        assert_eq!(states, [false, false, false, false, true, true, true, false, false]);
         assert_eq!(count.load(Ordering::Relaxed), 0);
     }
 

@@ -123,6 +123,8 @@ enum Event {
     Read(std::io::Result<usize>),
     Outbox,
     Settled(Result<(), RouterStopped>),
+    /// Everybody else had a turn.
+    Turn,
     /// A client that sent too fast may be read again.
     Refilled,
     Timer,
@@ -225,6 +227,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                         return Err(End::Closed(code));
                     }
                 }
+                Event::Turn => {}
                 Event::Refilled => {
                     Stats::add(&self.hub.stats.throttled, 1);
                     Stats::add(&self.attachment.client.counts.throttled, 1);
@@ -243,6 +246,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         let unsent = self.written < self.output.len();
         let throttled = self.allowance.exhausted(Instant::now());
         let reads = throttled.is_none() && self.may_read();
+        let has_to_hand_over = self.hub.has_to_hand_over(&self.attachment);
         tokio::select! {
             biased;
             result = write_some(&mut self.write, &self.output[self.written..]), if unsent || self.unflushed => {
@@ -251,6 +255,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             () = self.attachment.client.outbox_ready.notified() => Event::Outbox,
             result = settled(&mut self.held) => Event::Settled(result),
             result = read_some(&mut self.read, &mut self.input), if reads => Event::Read(result),
+            () = tokio::task::yield_now(), if has_to_hand_over => Event::Turn,
             () = pause(throttled) => Event::Refilled,
             () = timer => Event::Timer,
         }

@@ -1,6 +1,7 @@
 //! Where clients meet: who is connected, who subscribed to what, what is retained, which sessions and wills are kept.
 
 mod admin;
+mod subscribing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -9,19 +10,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::access::{Authenticator, Identity, Permissions};
 use crate::client::{Client, Place, Pushed, Queued, Session};
-use crate::codec::{QoS, RetainHandling, reason};
+use crate::codec::{QoS, reason};
 use crate::config::{Limits, SlowSubscriber};
 use crate::message::{Clock, Message};
 use crate::retained::Retained;
 use crate::router::{Reader, Router, RouterStopped};
 use crate::stats::{Stats, Throttle};
-use crate::subscriptions::{Subscriptions, Wish};
-use crate::sys;
-use crate::topic::{is_valid_filter, matches, quoted};
+use crate::subscriptions::Subscriptions;
 
 /// How long a newcomer waits for the connection it takes over; far more than that one needs.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -405,78 +404,10 @@ impl Hub {
         Stats::sub(&self.stats.sessions_now, 1);
     }
 
-    /// Adds a subscription and queues the retained messages that it asks for. The reason code for SUBACK.
-    pub(crate) fn subscribe(&self, attachment: &mut Attachment, filter: &str, wish: Wish) -> u8 {
-        let Attachment { client, session, permissions, .. } = attachment;
-        let refusal = if !is_valid_filter(filter, self.limits.filter_levels) {
-            Some(reason::TOPIC_FILTER_INVALID)
-        } else if filter.starts_with("$share/") {
-            // MQTT 5 3.2.2.3.13: shared subscriptions are declined in CONNACK.
-            Some(reason::SHARED_NOT_SUPPORTED)
-        } else if !permissions.may_subscribe(filter) {
-            Some(reason::NOT_AUTHORIZED)
-        } else if !session.subscriptions.contains_key(filter)
-            && session.subscriptions.len() >= self.limits.subscriptions
-        {
-            Some(reason::QUOTA_EXCEEDED)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            self.count_refusal(client, &self.stats.subscriptions_refused);
-            if refusal == reason::NOT_AUTHORIZED && self.refusals.allows() {
-                info!(client = ?client.id, filter = quoted(filter), "SUBSCRIBE refused; more are counted");
-            }
-            return refusal;
-        }
-        let table = &mut *lock(&self.table);
-        if table.subscriptions.len() >= self.limits.subscriptions_total && !session.subscriptions.contains_key(filter) {
-            self.count_refusal(client, &self.stats.subscriptions_refused);
-            return reason::QUOTA_EXCEEDED;
-        }
-        table.subscriptions.insert(filter, client, wish);
-        self.subscriptions_changed(table);
-        let is_new = session.subscriptions.insert(filter.into(), wish).is_none();
-        let wants_retained = match wish.options.retain_handling {
-            RetainHandling::EverySubscribe => true,
-            RetainHandling::NewSubscription => is_new,
-            RetainHandling::Never => false,
-        };
-        if wants_retained {
-            let reports = if filter.starts_with(sys::ROOT) { self.sys_messages() } else { Vec::new() };
-            let reports = reports.iter().filter(|report| matches(filter, report.topic()));
-            for message in table.retained.matching(filter).chain(reports) {
-                let queued = Queued {
-                    message: message.clone(),
-                    qos: wish.options.qos.min(message.qos()),
-                    retain: true,
-                    subscription_ids: wish.id.into_iter().collect(),
-                };
-                if self.queue(client, queued) == Pushed::Overflow {
-                    Stats::add(&self.stats.queue_overflows, 1);
-                    client.close(reason::QUOTA_EXCEEDED);
-                    break;
-                }
-            }
-        }
-        wish.options.qos as u8
-    }
-
     /// Counts what a client was refused, by kind and by client.
     pub(crate) fn count_refusal(&self, client: &Client, kind: &AtomicU64) {
         Stats::add(kind, 1);
         Stats::add(&client.counts.refused, 1);
-    }
-
-    /// Takes a subscription away. The reason code for UNSUBACK.
-    pub(crate) fn unsubscribe(&self, attachment: &mut Attachment, filter: &str) -> u8 {
-        if attachment.session.subscriptions.remove(filter).is_none() {
-            return reason::NO_SUBSCRIPTION_EXISTED;
-        }
-        let mut table = lock(&self.table);
-        table.subscriptions.remove(filter, &attachment.client);
-        self.subscriptions_changed(&table);
-        reason::SUCCESS
     }
 
     fn subscriptions_changed(&self, table: &Table) {

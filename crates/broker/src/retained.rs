@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 
 use crate::config::Limits;
 use crate::message::Message;
@@ -12,7 +12,9 @@ use crate::topic::{Standing, literal_prefix, standing};
 /// The last retained message of each topic.
 #[derive(Debug, Default)]
 pub(crate) struct Retained {
-    messages: BTreeSet<ByTopic>,
+    messages: BTreeSet<Kept>,
+    /// How many have ever been put here.
+    stored: u64,
     bytes: usize,
     /// How many of them each client, by its number, put there.
     by_publisher: HashMap<u64, usize>,
@@ -20,15 +22,28 @@ pub(crate) struct Retained {
 
 /// A message by its topic, which it holds itself: there may be many, and a copy of each topic would be a third of a short one.
 #[derive(Debug)]
-struct ByTopic(Message);
+struct Kept {
+    message: Message,
+    /// The how manieth it was.
+    number: u64,
+}
+
+/// A subscriber's way through the retained messages, which may be long: taken a step at a time.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    /// Where to go on: no topic before this one is left.
+    next: Vec<u8>,
+    /// What was put here later than this came to the subscriber as it was published.
+    newest: u64,
+}
 
 impl Retained {
     /// Keeps a retained message, or forgets its topic's if the payload is empty. `false` if the limits left no room; then
     /// the topic's older message is gone too, for it is no longer the truth.
     pub(crate) fn store(&mut self, message: &Message, limits: &Limits) -> bool {
-        if let Some(ByTopic(old)) = self.messages.take(message.topic_bytes()) {
-            self.bytes -= old.len();
-            self.release(old.publisher());
+        if let Some(old) = self.messages.take(message.topic_bytes()) {
+            self.bytes -= old.message.len();
+            self.release(old.message.publisher());
         }
         if message.payload().is_empty() {
             return true;
@@ -44,7 +59,8 @@ impl Retained {
             return false;
         }
         self.bytes += message.len();
-        self.messages.insert(ByTopic(message.clone()));
+        self.stored += 1;
+        self.messages.insert(Kept { message: message.clone(), number: self.stored });
         true
     }
 
@@ -57,21 +73,43 @@ impl Retained {
         }
     }
 
-    /// Every retained message whose topic matches `filter`, in the order of their topics.
-    pub(crate) fn matching<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> + 'a {
-        let from = |start: &str| self.messages.range::<[u8], _>((Bound::Included(start.as_bytes()), Bound::Unbounded));
-        let mut rest = from(literal_prefix(filter));
-        std::iter::from_fn(move || {
-            loop {
-                let ByTopic(message) = rest.next()?;
-                match standing(filter, message.topic()) {
-                    Standing::Matches => return Some(message),
-                    Standing::Differs => {}
-                    Standing::NothingBefore(next) => rest = from(&next),
-                    Standing::NothingAfter => return None,
-                }
+    /// The way through every retained message that `filter` matches, in the order of their topics.
+    pub(crate) fn walk(&self, filter: &str) -> Walk {
+        Walk { next: literal_prefix(filter).into(), newest: self.stored }
+    }
+
+    /// Goes on along a way of `filter` for at most so many messages, for as long as each one that matches is taken. Whether
+    /// there is more.
+    pub(crate) fn go_on(
+        &self,
+        filter: &str,
+        walk: &mut Walk,
+        most: usize,
+        mut take: impl FnMut(&Message) -> ControlFlow<()>,
+    ) -> bool {
+        let from = |start: &[u8]| self.messages.range::<[u8], _>((Bound::Included(start), Bound::Unbounded));
+        let mut rest = from(&walk.next);
+        let mut looks = 0;
+        while let Some(Kept { message, number }) = rest.next() {
+            if looks == most {
+                walk.next = message.topic_bytes().into();
+                return true;
             }
-        })
+            looks += 1;
+            match standing(filter, message.topic()) {
+                Standing::Matches if *number > walk.newest => {}
+                Standing::Matches => {
+                    if take(message).is_break() {
+                        walk.next = message.topic_bytes().into();
+                        return true;
+                    }
+                }
+                Standing::Differs => {}
+                Standing::NothingBefore(next) => rest = from(next.as_bytes()),
+                Standing::NothingAfter => break,
+            }
+        }
+        false
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -79,31 +117,31 @@ impl Retained {
     }
 }
 
-impl Borrow<[u8]> for ByTopic {
+impl Borrow<[u8]> for Kept {
     fn borrow(&self) -> &[u8] {
-        self.0.topic_bytes()
+        self.message.topic_bytes()
     }
 }
 
-impl Ord for ByTopic {
+impl Ord for Kept {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0.topic_bytes().cmp(other.0.topic_bytes())
+        self.message.topic_bytes().cmp(other.message.topic_bytes())
     }
 }
 
-impl PartialOrd for ByTopic {
+impl PartialOrd for Kept {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for ByTopic {
+impl PartialEq for Kept {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl Eq for ByTopic {}
+impl Eq for Kept {}
 
 #[cfg(test)]
 mod tests {
@@ -128,7 +166,13 @@ mod tests {
     }
 
     fn topics(retained: &Retained, filter: &str) -> Vec<String> {
-        retained.matching(filter).map(|message| message.topic().to_owned()).collect()
+        let mut found = Vec::new();
+        let mut walk = retained.walk(filter);
+        while retained.go_on(filter, &mut walk, 2, |message| {
+            found.push(message.topic().to_owned());
+            ControlFlow::Continue(())
+        }) {}
+        found
     }
 
     #[test]
@@ -164,6 +208,34 @@ mod tests {
         assert!(retained.store(&message("b", ""), &limits));
         assert!(retained.store(&message("d", "1"), &limits));
     }
+
+    #[test]
+    fn a_walk_goes_on_where_it_was_stopped_and_leaves_out_what_came_later() {
+        let mut retained = Retained::default();
+        let limits = Limits::default();
+        for topic in ["a", "b", "c", "d"] {
+            assert!(retained.store(&message(topic, "1"), &limits));
+        }
+        let mut walk = retained.walk("#");
+        let mut found = Vec::new();
+        let mut step = |retained: &Retained, room: usize| {
+            let before = found.len();
+            let more = retained.go_on("#", &mut walk, usize::MAX, |message| {
+                if found.len() == before + room {
+                    return ControlFlow::Break(());
+                }
+                found.push(message.topic().to_owned());
+                ControlFlow::Continue(())
+            });
+            (found.concat(), more)
+        };
+        assert_eq!(step(&retained, 1), ("a".to_owned(), true));
+        for (topic, payload) in [("a", "2"), ("b", ""), ("bb", "2"), ("d", "2")] {
+            assert!(retained.store(&message(topic, payload), &limits));
+        }
+        assert_eq!(step(&retained, 9), ("ac".to_owned(), false), "b is gone, and what was published came by itself");
+    }
+
     proptest! {
         /// The search that leaves out what cannot match finds what the plain definition finds.
         #[test]
@@ -175,7 +247,7 @@ mod tests {
             for name in names.iter().filter(|name| !name.is_empty()) {
                 retained.store(&message(name, "x"), &Limits::default());
             }
-            let mut expected: Vec<String> = retained.messages.iter().map(|message| message.0.topic().to_owned()).collect();
+            let mut expected: Vec<String> = retained.messages.iter().map(|kept| kept.message.topic().to_owned()).collect();
             expected.retain(|topic| matches(&filter, topic));
             prop_assert_eq!(topics(&retained, &filter), expected, "{}", filter);
         }

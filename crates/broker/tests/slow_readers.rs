@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::{BOTH, Hello, Raw, TestBroker, framed, lasting, patient, text, until};
@@ -269,5 +270,47 @@ async fn what_a_killed_publisher_said_is_accepted_or_counted() {
             assert_eq!(heard, read());
         })
         .await;
+    }
+}
+
+/// Six times what may wait for the subscriber is retained: it gets all of it at its own pace, also when it breaks off and
+/// comes back, and nothing of what is published meanwhile twice.
+#[tokio::test]
+async fn retained_messages_come_as_fast_as_they_are_read_and_none_is_dropped() {
+    const COUNT: u16 = 600;
+    let topics = |count: u16| (1..=count).map(|number| format!("t/{number:03}"));
+    for v5 in BOTH {
+        let broker = TestBroker::start(|config| config.limits.queue_messages = 100).await;
+        let mut publisher = Raw::connect(&broker, v5, "p").await;
+        for topic in topics(COUNT) {
+            publisher.complete(&topic, "old", 1, true).await;
+        }
+        let (mut subscriber, _) = Raw::hello(&broker, v5, lasting("s", v5)).await;
+        subscriber.subscribe("#", 1).await;
+        let mut retained = BTreeSet::new();
+        while retained.len() < usize::from(COUNT) / 2 {
+            retained.insert(subscriber.take().await.topic);
+        }
+        subscriber.lose().await;
+        until(|| broker.stat("connections_now") == 1).await;
+        // Of the last two one is replaced, by what comes as it is published, and one goes for good.
+        publisher.complete(&format!("t/{COUNT}"), "new", 1, true).await;
+        publisher.complete(&format!("t/{}", COUNT - 1), "", 1, true).await;
+        let (mut subscriber, present) = Raw::hello(&broker, v5, lasting("s", v5)).await;
+        assert!(present);
+        let mut live = Vec::new();
+        while retained.len() < usize::from(COUNT) - 2 || live.len() < 2 {
+            let message = subscriber.take().await;
+            if message.retain {
+                assert_eq!(message.payload, "old");
+                retained.insert(message.topic);
+            } else {
+                live.push(message.payload);
+            }
+        }
+        assert!(retained.iter().cloned().eq(topics(COUNT - 2)), "{retained:?}");
+        assert_eq!(live, ["new", ""]);
+        subscriber.nothing().await;
+        assert_eq!((broker.stat("queue_overflows"), broker.stat("dropped_slow_reader")), (0, 0));
     }
 }

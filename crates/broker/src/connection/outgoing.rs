@@ -14,6 +14,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     /// Encodes waiting messages while there is room.
     pub(super) fn fill(&mut self) {
         self.resend();
+        self.hub.hand_over(&mut self.attachment);
         let room = CHUNK.saturating_sub(self.output.len() - self.written);
         let window = usize::from(self.settings.window).saturating_sub(self.attachment.session.inflight.len());
         if room > 0 {

@@ -74,7 +74,7 @@ impl Hub {
                 client_id: client.id.clone().into_string(),
                 account,
                 connected,
-                waiting: client.waiting(),
+                waiting: client.waiting().0,
                 received: figure(&counts.received),
                 sent: figure(&counts.sent),
                 dropped: figure(&counts.dropped),
