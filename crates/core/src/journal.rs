@@ -1,8 +1,12 @@
 //! What a slave decides about attempts: the slave's half of `docs/protocol.md`, section Tasks.
 //!
-//! Journal before deed: an attempt's beginning is durable before it is begun, its end before it is told; what was once
-//! decided of an attempt is never decided again. The caller writes each [`Effect::Record`], makes what it has written
-//! durable (many at once) and says so with [`Input::Synced`]; only then do the effects come that depend on it.
+//! Journal before deed: an attempt's beginning is durable before it is begun; what was once decided of an attempt is never
+//! decided again. The caller writes each [`Effect::Record`], makes what it has written durable (many at once) and says so
+//! with [`Input::Synced`]; only then do the effects come that depend on it.
+//!
+//! An end is told as soon as it is written: a loss of power can take it only while the master may have it, and a beginning
+//! without an end makes the attempt lost, not begun again. It is made durable with the next beginning, or, if the master
+//! does not acknowledge it soon or there is none to tell, for its own sake.
 
 mod attempt;
 mod input;
@@ -32,6 +36,8 @@ const RESULT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const FORGOTTEN_MAX: usize = 65_536;
 /// Epochs that are over, so that a late message of theirs does not bring them back.
 const PAST_EPOCHS_MAX: usize = 8;
+/// How long an end that is told and not acknowledged may be without being durable.
+const END_WAIT: Duration = Duration::from_secs(1);
 /// How long a machine may take to go down once it has promised to.
 const BOOT_WAIT: Duration = Duration::from_secs(600);
 
@@ -54,8 +60,10 @@ pub struct Journal {
     forgotten_order: VecDeque<AttemptKey>,
     recorded: u64,
     synced: u64,
-    /// Records that are not durable, and whose they are.
+    /// Records that are not durable and are waited for, and whose they are.
     unsynced: VecDeque<(u64, AttemptKey)>,
+    /// Records of ends that were told and are not durable, and when they are to be if they are held until then.
+    told_early: VecDeque<(Moment, u64, AttemptKey)>,
     /// When an event that is not acknowledged is told again.
     resends: BTreeSet<(Moment, AttemptKey)>,
     renewal: u64,
@@ -81,6 +89,7 @@ impl Journal {
             recorded: 0,
             synced: 0,
             unsynced: VecDeque::new(),
+            told_early: VecDeque::new(),
             resends: BTreeSet::new(),
             renewal: 0,
             renewals: VecDeque::new(),
@@ -97,7 +106,7 @@ impl Journal {
         all.collect()
     }
 
-    /// The newest durable event of each attempt, for `task_journal`.
+    /// The newest event of each attempt that may be told, for `task_journal`.
     pub fn entries(&self) -> Vec<JournalEntry> {
         let known = self.attempts.values().filter(|attempt| !attempt.foreign);
         let mut entries: Vec<JournalEntry> = known.filter_map(|attempt| attempt.settled.clone()).collect();
@@ -140,14 +149,15 @@ impl Journal {
         self.session.as_ref()?;
         let resend = self.resends.first().map(|(at, _)| *at);
         let boot = self.alone.and_then(|key| self.attempts.get(&key)?.boot_wait_end);
-        [resend, self.renew_at, boot].into_iter().flatten().min()
+        let early = self.told_early.front().map(|(at, ..)| *at);
+        [resend, self.renew_at, boot, early].into_iter().flatten().min()
     }
 
     /// Takes what happened.
     pub fn handle(&mut self, now: Moment, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::SessionBegan(session) => self.begin_session(now, session, effects),
-            Input::SessionEnded => self.session = None,
+            Input::SessionEnded => self.end_session(),
             Input::Announced => effects.push(Effect::TellJournal),
             Input::Offer { offer, verdict } => self.handle_offer(now, offer, verdict, effects),
             Input::Cancel(cancel) => self.handle_cancel(now, cancel.key, effects),
@@ -163,6 +173,9 @@ impl Journal {
     pub fn handle_timeout(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         if self.session.is_none() {
             return;
+        }
+        while let Some((_, record, key)) = self.told_early.pop_front_if(|(at, ..)| *at <= now) {
+            self.await_sync(record, key);
         }
         while let Some((at, key)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
             self.resends.remove(&(at, key));
@@ -191,7 +204,7 @@ impl Journal {
         if let Some(key) = self.alone
             && matches!(self.attempts.get(&key).map(|attempt| &attempt.phase), Some(Phase::Waiting(_)))
         {
-            self.refuse(key, RejectReason::Stale, None, effects);
+            self.refuse(now, key, RejectReason::Stale, None, effects);
         }
         effects.push(Effect::TellJournal);
         self.resends.clear();
@@ -202,6 +215,21 @@ impl Journal {
             }
         }
         self.renew(now, effects);
+    }
+
+    /// Nobody acknowledges what was told from now on.
+    fn end_session(&mut self) {
+        self.session = None;
+        while let Some((_, record, key)) = self.told_early.pop_front() {
+            self.await_sync(record, key);
+        }
+    }
+
+    /// That record is to be durable, unless what it is of is forgotten.
+    fn await_sync(&mut self, record: u64, key: AttemptKey) {
+        if record > self.synced && self.attempts.contains_key(&key) {
+            self.unsynced.push_back((record, key));
+        }
     }
 
     fn handle_offer(&mut self, now: Moment, offer: Box<TaskOffer>, verdict: Verdict, effects: &mut Vec<Effect>) {
@@ -226,10 +254,10 @@ impl Journal {
         }
         let lease_end = now + Duration::from_millis(offer.lease_ms);
         if self.session.as_ref() != Some(&offer.session) {
-            return self.refuse(key, RejectReason::Stale, None, effects);
+            return self.refuse(now, key, RejectReason::Stale, None, effects);
         }
         match verdict {
-            Verdict::Reject { reason, detail } => self.refuse(key, reason, Some(detail), effects),
+            Verdict::Reject { reason, detail } => self.refuse(now, key, reason, Some(detail), effects),
             Verdict::Answer(result) => {
                 self.attempts.insert(key, Attempt::new(Phase::Over, lease_end, 0));
                 let finished = TaskFinished { result: Some(result), ..ended(key, Outcome::Succeeded, None) };
@@ -240,12 +268,12 @@ impl Journal {
                 if verdict == Verdict::RunAlone && self.alone.is_none() && self.slots > 0 {
                     self.wait_alone(key, offer, lease_end);
                 } else {
-                    self.refuse(key, RejectReason::Busy, None, effects);
+                    self.refuse(now, key, RejectReason::Busy, None, effects);
                 }
             }
             Verdict::RunAlone if self.running > 0 => self.wait_alone(key, offer, lease_end),
-            Verdict::Run => self.begin(key, offer, lease_end, false, effects),
-            Verdict::RunAlone => self.begin(key, offer, lease_end, true, effects),
+            Verdict::Run => self.begin(now, key, offer, lease_end, false, effects),
+            Verdict::RunAlone => self.begin(now, key, offer, lease_end, true, effects),
         }
     }
 
@@ -258,6 +286,7 @@ impl Journal {
     /// Records that it begins; it is spawned when the record is durable.
     fn begin(
         &mut self,
+        now: Moment,
         key: AttemptKey,
         offer: Box<TaskOffer>,
         lease_end: Moment,
@@ -272,17 +301,24 @@ impl Journal {
         if alone {
             self.alone = Some(key);
         }
-        self.record(started(key, self.boot_id.clone()), effects);
+        self.record(now, started(key, self.boot_id.clone()), effects);
     }
 
     /// Records that it does not begin and never will.
-    fn refuse(&mut self, key: AttemptKey, reason: RejectReason, detail: Option<String>, effects: &mut Vec<Effect>) {
+    fn refuse(
+        &mut self,
+        now: Moment,
+        key: AttemptKey,
+        reason: RejectReason,
+        detail: Option<String>,
+        effects: &mut Vec<Effect>,
+    ) {
         self.leave_slot(key);
         let attempt = self.attempts.entry(key).or_insert_with(|| Attempt::new(Phase::Over, Moment::NEVER, 0));
         attempt.phase = Phase::Over;
         // Nobody was told that it had begun.
         attempt.settled = None;
-        self.record(rejection(key, 1, reason, detail), effects);
+        self.record(now, rejection(key, 1, reason, detail), effects);
     }
 
     fn handle_cancel(&mut self, now: Moment, key: AttemptKey, effects: &mut Vec<Effect>) {
@@ -322,6 +358,7 @@ impl Journal {
 
     fn handle_synced(&mut self, now: Moment, records: u64, effects: &mut Vec<Effect>) {
         self.synced = self.synced.max(records);
+        while self.told_early.pop_front_if(|(_, record, _)| *record <= records).is_some() {}
         while let Some((record, key)) = self.unsynced.pop_front_if(|(record, _)| *record <= records) {
             let Some(attempt) = self.attempts.get_mut(&key) else { continue };
             let Some((_, entry)) = attempt.fresh.take_if(|(newest, _)| *newest == record) else { continue };
@@ -329,7 +366,7 @@ impl Journal {
                 // The last moment to see that the offer does not hold any more.
                 let holds = self.session.as_ref() == Some(&offer.session) && now < attempt.lease_end;
                 if !holds {
-                    self.refuse(key, RejectReason::Stale, None, effects);
+                    self.refuse(now, key, RejectReason::Stale, None, effects);
                     continue;
                 }
                 if let Phase::Beginning(offer) = std::mem::replace(&mut attempt.phase, Phase::Running) {
@@ -344,11 +381,17 @@ impl Journal {
                 // Of another epoch, and over.
                 self.forget(key, effects);
             } else if self.session.is_some() && !attempt.foreign {
-                attempt.resend_wait = RESEND_MIN;
-                self.resends.remove(&(attempt.resend_at, key));
-                self.resends.insert((attempt.next_resend(now), key));
-                effects.push(Effect::Tell(entry));
+                self.tell(now, key, entry, effects);
             }
+        }
+    }
+
+    fn tell(&mut self, now: Moment, key: AttemptKey, entry: JournalEntry, effects: &mut Vec<Effect>) {
+        if let Some(attempt) = self.attempts.get_mut(&key) {
+            attempt.resend_wait = RESEND_MIN;
+            self.resends.remove(&(attempt.resend_at, key));
+            self.resends.insert((attempt.next_resend(now), key));
+            effects.push(Effect::Tell(entry));
         }
     }
 
@@ -388,7 +431,7 @@ impl Journal {
                 // One that was about to begin, and was not spawned, never began: the master may give it to others.
                 let began = attempt.settled.is_some();
                 finished.seq = if began { 2 } else { 1 };
-                self.record(JournalEntry::Finished(Box::new(finished)), effects);
+                self.record(now, JournalEntry::Finished(Box::new(finished)), effects);
             }
         }
         self.begin_waiting(now, effects);
@@ -402,9 +445,9 @@ impl Journal {
         }
         if let Some(Attempt { phase: Phase::Waiting(offer), lease_end, .. }) = self.attempts.remove(&key) {
             if now < lease_end {
-                self.begin(key, offer, lease_end, true, effects);
+                self.begin(now, key, offer, lease_end, true, effects);
             } else {
-                self.refuse(key, RejectReason::Stale, None, effects);
+                self.refuse(now, key, RejectReason::Stale, None, effects);
             }
         }
     }
@@ -419,15 +462,22 @@ impl Journal {
         }
     }
 
-    fn record(&mut self, entry: JournalEntry, effects: &mut Vec<Effect>) {
+    fn record(&mut self, now: Moment, entry: JournalEntry, effects: &mut Vec<Effect>) {
         self.recorded += 1;
-        let key = entry.key();
+        let (key, is_end) = (entry.key(), !matches!(entry, JournalEntry::Started(_)));
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         self.result_bytes += result_bytes(&entry);
-        self.unsynced.push_back((self.recorded, key));
         self.resends.remove(&(attempt.resend_at, key));
-        attempt.fresh = Some((self.recorded, entry.clone()));
-        effects.push(Effect::Record(Record::Entry { entry, alone: attempt.alone }));
+        effects.push(Effect::Record(Record::Entry { entry: entry.clone(), alone: attempt.alone }));
+        if is_end && self.session.is_some() {
+            attempt.fresh = None;
+            attempt.settled = Some(entry.clone());
+            self.told_early.push_back((now + END_WAIT, self.recorded, key));
+            self.tell(now, key, entry, effects);
+        } else {
+            attempt.fresh = Some((self.recorded, entry));
+            self.unsynced.push_back((self.recorded, key));
+        }
     }
 
     fn forget(&mut self, key: AttemptKey, effects: &mut Vec<Effect>) {

@@ -25,9 +25,9 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) phase: Phase,
-    /// The newest event that is durable.
+    /// The newest event that may be told.
     pub(super) settled: Option<JournalEntry>,
-    /// A newer one that is not, with the number of its record.
+    /// A newer one that has to be durable before, with the number of its record.
     pub(super) fresh: Option<(u64, JournalEntry)>,
     /// Nothing else may run beside it.
     pub(super) alone: bool,
@@ -89,7 +89,7 @@ impl Attempt {
         self.acked_stderr = self.acked_stderr.max(ack.stderr);
     }
 
-    /// Whether its newest durable event is to be repeated.
+    /// Whether its newest event is to be repeated.
     pub(super) fn awaits_ack(&self) -> bool {
         self.fresh.is_none() && !self.foreign && self.settled.as_ref().is_some_and(|entry| entry.seq() > self.acked_seq)
     }

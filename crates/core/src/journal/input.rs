@@ -65,7 +65,7 @@ pub enum Verdict {
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Write this after the records before it. All but [`Record::Forgotten`] want to be durable soon.
+    /// Write this after the records before it, and before what comes after it is told.
     Record(Record),
     /// Begin it. Never twice for a key.
     Spawn {

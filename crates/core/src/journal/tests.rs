@@ -34,13 +34,14 @@ fn exited(key: AttemptKey) -> Input {
     Input::Exited(Box::new(TaskFinished { exit_code: Some(0), ..ended(key, Outcome::Succeeded, None) }))
 }
 
-/// A slave around a journal: a disk, of which a crash leaves what is synced, and processes.
+/// A slave around a journal: a disk, of which a loss of power leaves what is synced, and processes.
 struct Slave {
     journal: Journal,
     now: Moment,
     session: u64,
     file: Vec<u8>,
-    unwritten: Vec<Record>,
+    /// Written, and not safe from a loss of power.
+    unsynced: Vec<Record>,
     /// What is in the file, by attempt.
     durable: HashMap<AttemptKey, Vec<JournalEntry>>,
     running: HashSet<AttemptKey>,
@@ -58,7 +59,7 @@ impl Slave {
             now: Moment::from_millis(1000),
             session: 1,
             file: encode_beginning(rpicluster_protocol::JournalId(1)),
-            unwritten: Vec::new(),
+            unsynced: Vec::new(),
             durable: HashMap::new(),
             running: HashSet::new(),
             begun: HashMap::new(),
@@ -82,12 +83,20 @@ impl Slave {
     }
 
     fn sync(&mut self) {
-        let records = std::mem::take(&mut self.unwritten);
+        self.keep_written();
+        self.input(Input::Synced { records: self.journal.recorded() });
+    }
+
+    fn keep_written(&mut self) {
+        let records = std::mem::take(&mut self.unsynced);
         if !records.is_empty() {
             self.file.extend(encode(&records));
         }
         self.note_durable(records);
-        self.input(Input::Synced { records: self.journal.recorded() });
+    }
+
+    fn is_durable(&self, entry: &JournalEntry) -> bool {
+        self.durable.get(&entry.key()).is_some_and(|held| held.contains(entry))
     }
 
     fn note_durable(&mut self, records: Vec<Record>) {
@@ -110,8 +119,12 @@ impl Slave {
         self.input(Input::SessionBegan(SessionId::from_random(self.session)));
     }
 
+    /// The agent dies: with the machine, if the boot is another one.
     fn crash(&mut self, boot_id: &str) {
-        self.unwritten.clear();
+        if self.journal.boot_id.as_deref() == Some(boot_id) {
+            self.keep_written();
+        }
+        self.unsynced.clear();
         self.running.clear();
         let slots = self.journal.slots;
         let contents = decode(&self.file).unwrap();
@@ -126,7 +139,7 @@ impl Slave {
     fn apply(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Record(record) => self.unwritten.push(record),
+                Effect::Record(record) => self.unsynced.push(record),
                 Effect::Spawn { offer, lease_end } => {
                     assert!(self.durable.contains_key(&offer.key), "{:?} is not durable", offer.key);
                     *self.begun.entry(offer.key).or_default() += 1;
@@ -142,9 +155,17 @@ impl Slave {
                     }
                 }
                 Effect::Tell(entry) => {
-                    let is_durable = self.durable.get(&entry.key()).is_some_and(|held| held.contains(&entry));
-                    let is_busy = matches!(&entry, JournalEntry::Rejected(no) if no.reason == RejectReason::Busy);
-                    assert!(is_busy || is_durable, "{entry:?} is told and not durable");
+                    let is_written =
+                        |record: &Record| matches!(record, Record::Entry { entry: of, .. } if *of == entry);
+                    let holds = self.is_durable(&entry)
+                        || match &entry {
+                            JournalEntry::Started(_) => false,
+                            JournalEntry::Rejected(no) if no.reason == RejectReason::Busy => true,
+                            JournalEntry::Rejected(_) | JournalEntry::Finished(_) => {
+                                self.unsynced.iter().any(is_written)
+                            }
+                        };
+                    assert!(holds, "{entry:?} is told and not recorded");
                     self.told.push(entry);
                 }
                 Effect::Renew(lease) => self.renewed.push(lease),
@@ -173,19 +194,59 @@ impl Slave {
 }
 
 #[test]
-fn an_attempt_begins_when_that_is_durable_and_ends_when_that_is() {
+fn an_attempt_begins_when_that_is_durable_and_its_end_is_told_at_once() {
     let mut slave = Slave::new(1);
     slave.offer(key(1));
     assert!(slave.running.is_empty() && slave.told().is_empty());
     slave.sync();
     assert_eq!(slave.told(), [started(key(1), Some("boot-1".to_owned()))]);
     slave.input(exited(key(1)));
-    assert!(slave.told().is_empty());
-    slave.sync();
     let end = slave.end();
     assert_eq!((end.seq, end.outcome), (2, Outcome::Succeeded));
     slave.input(ack(key(1), 2));
     assert_eq!(slave.journal.held(), 0);
+    slave.wait(END_WAIT);
+    assert!(!slave.journal.needs_sync(), "the master has it");
+}
+
+#[test]
+fn an_end_that_nobody_acknowledges_is_made_durable_and_one_that_nobody_hears_at_once() {
+    let mut slave = Slave::new(3);
+    for index in 1..=3 {
+        slave.offer(key(index));
+    }
+    slave.sync();
+    slave.input(exited(key(1)));
+    assert!(!slave.journal.needs_sync());
+    assert_eq!(slave.journal.poll_timeout(), Some(slave.now + END_WAIT));
+    slave.wait(END_WAIT);
+    assert!(slave.journal.needs_sync());
+    slave.sync();
+    assert!(!slave.journal.needs_sync());
+    slave.input(exited(key(2)));
+    assert!(!slave.journal.needs_sync());
+    slave.input(Input::SessionEnded);
+    assert!(slave.journal.needs_sync(), "it may not have arrived");
+    slave.sync();
+    slave.told();
+    slave.input(exited(key(3)));
+    assert!(slave.journal.needs_sync() && slave.told().is_empty());
+    slave.sync();
+    slave.reconnect();
+    assert_eq!(slave.journal.entries().len(), 3);
+}
+
+#[test]
+fn an_end_survives_the_agent_and_is_lost_with_the_power_alone() {
+    for (boot, outcome) in [("boot-1", Outcome::Succeeded), ("boot-2", Outcome::Lost)] {
+        let mut slave = Slave::new(1);
+        slave.offer(key(1));
+        slave.sync();
+        slave.input(exited(key(1)));
+        slave.crash(boot);
+        let [JournalEntry::Finished(end)] = &slave.journal.entries()[..] else { panic!("no end") };
+        assert_eq!(end.outcome, outcome);
+    }
 }
 
 #[test]
@@ -267,8 +328,8 @@ fn more_than_the_slots_is_busy_and_so_is_more_than_can_be_held() {
     let mut slave = Slave::new(1);
     slave.offer(key(1));
     slave.offer(key(2));
-    slave.sync();
     assert_eq!(slave.refusal(), RejectReason::Busy);
+    slave.sync();
     let held = u32::try_from(HELD_MAX).unwrap();
     for index in 2..=held {
         slave.input(Input::Cancel(TaskCancel { key: key(index) }));
@@ -396,8 +457,8 @@ fn a_machine_that_does_not_go_down_has_failed_to() {
 fn a_harmless_action_costs_one_record() {
     let mut slave = Slave::new(1);
     slave.input(Input::Offer { offer: offer(key(1), 1), verdict: Verdict::Answer(Value::from("pong")) });
-    assert_eq!(slave.unwritten.len(), 1);
-    slave.sync();
+    assert_eq!(slave.unsynced.len(), 1);
+    assert!(!slave.journal.needs_sync());
     let end = slave.end();
     assert_eq!((end.seq, end.outcome, end.result), (1, Outcome::Succeeded, Some(Value::from("pong"))));
 }
@@ -438,13 +499,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// `Slave::apply` asserts on the way that nothing begins or is told that is not durable.
+    /// `Slave::apply` asserts on the way that nothing begins that is not durable, and nothing is told that is not recorded.
     #[test]
-    fn nothing_runs_twice_and_no_outcome_changes_whatever_happens(steps in steps()) {
+    fn nothing_runs_twice_and_no_outcome_changes_unless_it_is_lost_with_the_power(steps in steps()) {
         let mut slave = Slave::new(2);
         let mut outcomes: HashMap<AttemptKey, Outcome> = HashMap::new();
         // What the master has acknowledged to the end, and in which session: late copies come in that one only.
         let mut done: HashMap<AttemptKey, u64> = HashMap::new();
+        let mut boot = 1;
         for step in steps {
             let is_past = |index: u32, slave: &Slave| done.get(&key(index)).is_some_and(|at| *at != slave.session);
             match step {
@@ -482,7 +544,15 @@ proptest! {
                     slave.running.clear();
                     slave.input(Input::RunnerGone { reason: "gone".to_owned() });
                 }
-                Step::Crash(boots) => slave.crash(if boots { "boot-2" } else { "boot-1" }),
+                Step::Crash(boots) => {
+                    boot += u32::from(boots);
+                    slave.crash(&format!("boot-{boot}"));
+                    // Of what was told it has forgotten what was not durable.
+                    outcomes.retain(|key, outcome| {
+                        let mut held = slave.durable.get(key).into_iter().flatten();
+                        held.any(|entry| matches!(entry, JournalEntry::Finished(end) if end.outcome == *outcome))
+                    });
+                }
             }
             prop_assert!(slave.running.len() <= 2);
             prop_assert!(slave.journal.running() <= 2);

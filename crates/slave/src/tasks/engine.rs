@@ -27,7 +27,7 @@ use crate::supervisor::wire::{Cause, Ended, Order, Report, Setup};
 
 /// Inputs taken before their records are made durable together.
 const BATCH_MAX: usize = 1024;
-/// Records that nothing waits for are written after this, so that an idle slave's journal is short.
+/// Records that nothing waits for are durable after this, so that an idle slave's journal is short.
 const LAZY_WAIT: Duration = Duration::from_secs(5);
 /// Wait after the disk or the system has refused something.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
@@ -385,7 +385,8 @@ impl Engine {
         }
     }
 
-    /// Makes durable what waits for it, and does what comes of that, until nothing waits.
+    /// Makes durable what waits for it, and does what comes of that, until nothing waits. What else is told afterwards is
+    /// at least written.
     fn settle(&mut self, now: Moment) {
         if self.disk_retry_at.is_some_and(|at| at > now) {
             return;
@@ -393,21 +394,12 @@ impl Engine {
         let mut is_due = self.lazy_at.is_some_and(|at| at <= now) || self.disk_retry_at.is_some();
         while is_due || self.journal.needs_sync() {
             is_due = false;
-            let journal = &self.journal;
-            if let Err(error) = self.file.commit(&self.unwritten, || journal.records()) {
-                if self.disk_retry_at.is_none() {
-                    tracing::error!(%error, "the journal of tasks cannot be written: no task begins or ends until it can");
-                }
-                // All is in memory, and the next file is written from there.
-                self.unwritten.clear();
-                self.lazy_at = None;
-                self.disk_retry_at = Some(now + RETRY_WAIT);
+            if !self.write(now, true) {
                 return;
             }
             if self.disk_retry_at.take().is_some() {
                 tracing::info!("the journal of tasks can be written again");
             }
-            self.unwritten.clear();
             self.lazy_at = None;
             let mut effects = Vec::new();
             let records = self.journal.recorded();
@@ -416,6 +408,24 @@ impl Engine {
             self.journal.handle(now, Input::Synced { records }, &mut effects);
             self.apply(now, effects);
         }
+        if self.unwritten.iter().any(|record| matches!(record, Record::Entry { .. })) {
+            self.write(now, false);
+        }
+    }
+
+    /// Writes what is unwritten; whether that could be done.
+    fn write(&mut self, now: Moment, durable: bool) -> bool {
+        let journal = &self.journal;
+        let written = self.file.commit(&self.unwritten, durable, || journal.records());
+        // If it fails, all is in memory, and the next file is written from there.
+        self.unwritten.clear();
+        let Err(error) = written else { return true };
+        if self.disk_retry_at.is_none() {
+            tracing::error!(%error, "the journal of tasks cannot be written: no task begins until it can");
+        }
+        self.lazy_at = None;
+        self.disk_retry_at = Some(now + RETRY_WAIT);
+        false
     }
 
     /// Hands over what there is to say, as far as there is room.

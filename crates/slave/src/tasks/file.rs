@@ -1,4 +1,4 @@
-//! The journal's file: lines appended and made durable together, and written anew when most of it is history.
+//! The journal's file: lines appended, made durable together, and written anew when most of it is history.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -64,17 +64,27 @@ impl JournalFile {
         self.id
     }
 
-    /// Makes `records` durable behind those before; `all` tells what a new file must hold.
+    /// Writes `records` behind those before, where they survive this process, and makes all durable if that is wanted;
+    /// `all` tells what a new file must hold.
     ///
     /// # Errors
     /// If the system refuses. The next commit then writes a new file, because nobody knows what is in this one.
-    pub(crate) fn commit(&mut self, records: &[Record], all: impl FnOnce() -> Vec<Record>) -> io::Result<()> {
+    pub(crate) fn commit(
+        &mut self,
+        records: &[Record],
+        durable: bool,
+        all: impl FnOnce() -> Vec<Record>,
+    ) -> io::Result<()> {
         let is_history = self.bytes > COMPACT_BYTES && self.bytes > 4 * self.compact_bytes;
         let Some(mut file) = self.file.take_if(|_| !is_history) else { return self.rewrite(&all()) };
-        let line = encode(records);
-        file.write_all(&line)?;
-        file.sync_data()?;
-        self.bytes += line.len() as u64;
+        if !records.is_empty() {
+            let line = encode(records);
+            file.write_all(&line)?;
+            self.bytes += line.len() as u64;
+        }
+        if durable {
+            file.sync_data()?;
+        }
         self.file = Some(file);
         Ok(())
     }
@@ -129,11 +139,11 @@ mod tests {
         let path = folder.path().join("journal");
         assert!(matches!(read(&path).unwrap(), Found::Nothing));
         let mut file = JournalFile::new(path.clone(), JournalId(7));
-        file.commit(&[], || vec![record(0)]).unwrap();
+        file.commit(&[], true, || vec![record(0)]).unwrap();
         let many: Vec<Record> = (1..1000).map(record).collect();
         let mut longest = 0;
         for _ in 0..30 {
-            file.commit(&many, || vec![record(0)]).unwrap();
+            file.commit(&many, true, || vec![record(0)]).unwrap();
             longest = longest.max(fs::metadata(&path).unwrap().len());
         }
         assert!(longest < COMPACT_BYTES + 200_000, "{longest}");
@@ -148,9 +158,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (state, path) = (folder.path().join("state"), folder.path().join("state/journal"));
         let mut file = JournalFile::new(path.clone(), JournalId(7));
-        assert!(file.commit(&[record(1)], || vec![record(1)]).is_err());
+        assert!(file.commit(&[record(1)], true, || vec![record(1)]).is_err());
         fs::create_dir(&state).unwrap();
-        file.commit(&[], || vec![record(1)]).unwrap();
+        file.commit(&[], true, || vec![record(1)]).unwrap();
         assert_eq!(contents(&path).records, [record(1)]);
     }
 

@@ -149,6 +149,22 @@ fn what_may_not_run_twice_is_lost_and_a_late_result_settles_it() {
     assert_eq!(desk.acknowledged().len(), 1);
 }
 
+/// Its slave has lost power before the end that it had told was durable there.
+#[test]
+fn what_contradicts_a_recorded_end_is_acknowledged_and_changes_nothing() {
+    let mut desk = Desk::new();
+    desk.ready("a", 1);
+    desk.submit(vec![Step { retries: 5, idempotent: true, ..step(&["a"], None) }]);
+    desk.event("a", finished(0, 1, Outcome::Succeeded));
+    desk.down("a");
+    desk.up("a", "s2", 1);
+    desk.acknowledged();
+    desk.journal("a", "s2", vec![finished(0, 1, Outcome::Lost)]);
+    assert_eq!(desk.state(0), TaskState::Succeeded);
+    assert_eq!(desk.acknowledged().len(), 1, "so that the slave forgets it");
+    assert!(desk.offered().iter().all(|(_, _, attempt)| *attempt == 1));
+}
+
 #[test]
 fn silence_alone_loses_nothing_and_the_end_of_the_lease_does() {
     let mut desk = Desk::new();
