@@ -7,6 +7,7 @@ WORKDIR /src
 ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 # What is below is built in two layers. This one holds the dependencies, and is built anew only when a manifest changes:
 # each crate is empty in it.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY crates/bench/Cargo.toml crates/bench/
 COPY crates/broker/Cargo.toml crates/broker/

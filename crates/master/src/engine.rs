@@ -198,8 +198,8 @@ impl Engine {
     fn wait(&self, now: Moment) -> Duration {
         let hears = self.health.hearing.until(now).is_some();
         let due = self.presence.poll_timeout().into_iter().chain(self.desk.poll_timeout(now)).min();
-        let deadline = if self.desk.is_busy(now) { now } else { due.filter(|_| hears).unwrap_or(now + BEAT_INTERVAL) };
-        let deadline = deadline.since(now);
+        let due = due.filter(|_| hears).unwrap_or(now + BEAT_INTERVAL);
+        let deadline = self.desk.busy_at(now).map_or(due, |busy| busy.min(due)).since(now);
         // A due deadline that may not be judged yet must not become a busy loop.
         deadline.clamp(Duration::from_millis(10), BEAT_INTERVAL)
     }

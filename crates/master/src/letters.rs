@@ -87,7 +87,7 @@ async fn send_all<P: Publish>(
 ) -> Result<(), RouterStopped> {
     for payload in messages {
         let message =
-            Outgoing { topic: topic.clone(), payload, qos: QoS::AtLeastOnce, retain: false, correlation_data: None };
+            Outgoing { topic: topic.clone(), payload, qos: QoS::AtMostOnce, retain: false, correlation_data: None };
         match tokio::time::timeout(SENDING_TIME_MAX, publisher.publish(message)).await {
             Ok(sent) => sent?,
             Err(_) => counters.commands_dropped.count(),

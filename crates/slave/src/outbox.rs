@@ -56,7 +56,9 @@ pub(crate) fn delivery(leaf: Upward) -> (QoS, bool) {
     match leaf {
         Upward::State | Upward::Details => (QoS::AtLeastOnce, true),
         Upward::Vitals | Upward::Message => (QoS::AtMostOnce, false),
-        Upward::Info | Upward::Task | Upward::Output => (QoS::AtLeastOnce, false),
+        Upward::Info | Upward::Output => (QoS::AtLeastOnce, false),
+        // Acknowledged by `task_ack` and told again without it.
+        Upward::Task => (QoS::AtMostOnce, false),
     }
 }
 

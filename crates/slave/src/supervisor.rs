@@ -12,6 +12,7 @@
 
 mod act_as;
 mod call;
+mod folders;
 mod process;
 mod spool;
 pub(crate) mod tree;
@@ -36,6 +37,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use self::folders::Folders;
 use self::process::{Ending, Process};
 use self::spool::{READ_BYTES, Spool};
 use self::wire::{Cause, Ended, Frames, Order, Report, Start, name, push_frame};
@@ -112,6 +114,7 @@ struct Supervisor {
     frames: Frames,
     unsent: Vec<u8>,
     grace: Duration,
+    folders: Folders,
     spool: Spool,
     /// The agent's mark.
     agent: String,
@@ -144,6 +147,7 @@ impl Supervisor {
             frames: Frames::default(),
             unsent: Vec::new(),
             grace: rpicluster_protocol::limits::KILL_GRACE,
+            folders: Folders::default(),
             spool: Spool::new(PathBuf::new(), 0),
             agent: String::new(),
             cgroup: None,
@@ -283,7 +287,7 @@ impl Supervisor {
 
     fn start(&mut self, start: Start) {
         let bounds = start.bounds.clone();
-        match Process::start(start, name(&bounds.key), &self.spool, now()) {
+        match Process::start(start, name(&bounds.key), &mut self.folders, &self.spool, now()) {
             Ok(process) => {
                 let number = self.watch(process);
                 self.numbers.insert(bounds.key, number);
@@ -392,7 +396,7 @@ impl Supervisor {
         let worker = process.worker.take();
         if worker.as_ref().is_none_or(|worker| worker.is_busy) {
             self.numbers.remove(&process.bounds.key);
-            let mut ended = process.finish(&mut self.spool, &mut self.buffer, now, left_behind);
+            let mut ended = process.finish(&mut self.folders, &mut self.spool, &mut self.buffer, now, left_behind);
             if worker.is_some() && ended.cause.is_none() {
                 // Whatever its code, it has not answered.
                 let how = ended.exit_code.map_or("killed".to_owned(), |code| format!("exit code {code}"));
@@ -401,7 +405,7 @@ impl Supervisor {
             }
             self.report_end(ended);
         } else {
-            process.finish(&mut self.spool, &mut self.buffer, now, left_behind);
+            process.finish(&mut self.folders, &mut self.spool, &mut self.buffer, now, left_behind);
         }
         if let Some(worker) = worker {
             self.hand_on(&worker.function);

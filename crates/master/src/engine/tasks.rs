@@ -234,7 +234,7 @@ impl TaskDesk {
 
     /// Hands out what is owed, as far as the queue takes it, and shows what slaves have open.
     pub(super) fn pay(&mut self, view: &View, now: Moment) {
-        self.owed.pay(&self.letters);
+        self.owed.pay(&self.letters, now);
         if self.show && now.since(self.shown_at) >= SHOW_INTERVAL {
             (self.show, self.shown_at) = (false, now);
             view.all().iter().for_each(|slave| self.show_work(slave));
@@ -248,9 +248,9 @@ impl TaskDesk {
         slave.set_work(SlaveWork { slots: self.online.get(&slave.id).copied(), open, drain });
     }
 
-    /// Something is to be done soon.
-    pub(super) fn is_busy(&self, now: Moment) -> bool {
-        !self.owed.is_empty() || self.wants_save(now)
+    /// When something is to be said or written.
+    pub(super) fn busy_at(&self, now: Moment) -> Option<Moment> {
+        self.owed.poll_timeout().into_iter().chain(self.wants_save(now).then_some(now)).min()
     }
 
     /// The store could not be written, and it is not time to try again, or what waits for that comes first.

@@ -40,7 +40,7 @@ impl Supervisor {
                 None => {
                     let (start, bounds) = (a_worker(call, self.next_number), call.bounds.clone());
                     let mark = start.1;
-                    match Process::start(start.0, mark, &self.spool, now()) {
+                    match Process::start(start.0, mark, &mut self.folders, &self.spool, now()) {
                         Ok(mut process) => {
                             process.worker = Some(Worker::new(function.to_owned()));
                             self.watch(process)

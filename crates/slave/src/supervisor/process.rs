@@ -1,10 +1,10 @@
 //! One attempt as a process: how it begins, and what is left to do when it has ended.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
@@ -16,8 +16,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use wait4::Wait4;
 
+use super::folders::{Folders, OwnFolder};
 use super::spool::{Spool, Spooled};
-use super::wire::{Bounds, Call, Cause, Ended, Program, Start, User};
+use super::wire::{Bounds, Call, Cause, Ended, Program, Start};
 use super::worker::{Worker, question};
 
 /// Exit codes of shells: no such command, and one that cannot be executed.
@@ -95,22 +96,29 @@ pub(crate) fn nothing(bounds: &Bounds) -> Ended {
 
 impl Process {
     /// Starts what is known by `mark`.
-    pub(crate) fn start(start: Start, mark: String, spool: &Spool, now: Moment) -> Result<Process, NotBegun> {
+    pub(crate) fn start(
+        start: Start,
+        mark: String,
+        folders: &mut Folders,
+        spool: &Spool,
+        now: Moment,
+    ) -> Result<Process, NotBegun> {
         let Start { bounds, program, stdin, script, after_script, .. } = start;
-        let folder = program.folder.join(&mark);
         let needs_folder = program.cwd.is_none() || script.is_some();
+        let own_folder = needs_folder.then(|| folders.take(&program.folder, &mark, program.user.as_ref())).transpose();
+        let own_folder = own_folder.map_err(|error| {
+            NotBegun::new(NOT_EXECUTABLE, format!("cannot make a folder in {}: {error}", program.folder.display()))
+        })?;
         let begun = (|| {
-            if needs_folder {
-                own_folder(&folder, program.user.as_ref())?;
-            }
             let mut arguments = program.argv[1..].to_vec();
-            if let Some(script) = &script {
-                arguments.push(own_script(&folder, script, program.user.as_ref())?);
+            if let (Some(script), Some(folder)) = (&script, &own_folder) {
+                arguments.push(own_script(folder, script)?);
                 arguments.extend(after_script);
             }
-            let cwd = match &program.cwd {
-                Some(cwd) => checked_cwd(cwd)?,
-                None => folder.clone(),
+            let cwd = match (&program.cwd, &own_folder) {
+                (Some(cwd), _) => checked_cwd(cwd)?,
+                (None, Some(folder)) => folder.path.clone(),
+                (None, None) => program.folder.clone(),
             };
             let mut child = spawn(&program, &arguments, &cwd, stdin.is_some())?;
             let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
@@ -126,8 +134,13 @@ impl Process {
                 }
             }
         })();
-        let own_folder = needs_folder.then_some(OwnFolder { path: folder, user: program.user });
-        let (mut child, pid, pidfd) = begun.inspect_err(|_| own_folder.iter().for_each(OwnFolder::remove))?;
+        let (mut child, pid, pidfd) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                own_folder.into_iter().for_each(|folder| folders.take_back(folder, true));
+                return Err(error);
+            }
+        };
         let spooled = [Stream::Stdout, Stream::Stderr];
         let spooled = spooled.map(|stream| spool.stream(&bounds.key, stream, bounds.output_limit));
         Ok(Process {
@@ -207,7 +220,14 @@ impl Process {
     }
 
     /// Takes leave of it: nothing of it runs any more, or nothing can be done about that.
-    pub(crate) fn finish(mut self, spool: &mut Spool, buffer: &mut [u8], now: Moment, left_behind: &[i32]) -> Ended {
+    pub(crate) fn finish(
+        mut self,
+        folders: &mut Folders,
+        spool: &mut Spool,
+        buffer: &mut [u8],
+        now: Moment,
+        left_behind: &[i32],
+    ) -> Ended {
         // What was written last is still in the pipes; whoever escaped with one of them is not waited for.
         let mut left = [0, 1].map(|_| self.bounds.output_limit.max(1024 * 1024));
         if let Some(pipe) = &mut self.stdout {
@@ -217,7 +237,7 @@ impl Process {
             drain(spool, &mut self.spooled[1], pipe, buffer, &mut left[1]);
         }
         let used = self.child.try_wait4().ok().flatten();
-        self.own_folder.iter().for_each(OwnFolder::remove);
+        self.own_folder.into_iter().for_each(|folder| folders.take_back(folder, left_behind.is_empty()));
         let problem = (!left_behind.is_empty()).then(|| format!("processes that do not die: {left_behind:?}"));
         Ended {
             cause: self.ending.and_then(|ending| ending.cause),
@@ -324,56 +344,13 @@ fn checked_cwd(cwd: &Path) -> Result<PathBuf, NotBegun> {
     }
 }
 
-/// An empty folder for its user alone. What an earlier life left there is removed.
-fn own_folder(folder: &Path, user: Option<&User>) -> Result<(), NotBegun> {
-    let make = || DirBuilder::new().mode(0o700).create(folder);
-    let made = make().or_else(|error| {
-        if error.kind() != io::ErrorKind::AlreadyExists {
-            return Err(error);
-        }
-        fs::remove_dir_all(folder)?;
-        make()
-    });
-    let made = made.and_then(|()| user.map_or(Ok(()), |user| give(folder, user, 0o777)));
-    made.map_err(|error| NotBegun::new(NOT_EXECUTABLE, format!("cannot make the folder {}: {error}", folder.display())))
-}
-
-fn own_script(folder: &Path, script: &str, user: Option<&User>) -> Result<String, NotBegun> {
-    let path = folder.join(".script");
+fn own_script(folder: &OwnFolder, script: &str) -> Result<String, NotBegun> {
+    let path = folder.path.join(".script");
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path)?;
         file.write_all(script.as_bytes())?;
-        user.map_or(Ok(()), |user| give(&path, user, 0o755))
+        folder.give(&path, 0o755)
     })();
     written.map_err(|error| NotBegun::new(NOT_EXECUTABLE, format!("cannot write {}: {error}", path.display())))?;
     Ok(String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned())
-}
-
-/// Makes something the user's. An agent that is not root can only open it, to whoever sees the service's own `/tmp`.
-fn give(path: &Path, user: &User, else_mode: u32) -> io::Result<()> {
-    chown(path, Some(user.uid), Some(user.gid))
-        .or_else(|_| fs::set_permissions(path, Permissions::from_mode(else_mode)))
-}
-
-/// A working folder, and whose it is.
-struct OwnFolder {
-    path: PathBuf,
-    user: Option<User>,
-}
-
-impl OwnFolder {
-    /// What cannot be removed now is removed at the agent's next start.
-    fn remove(&self) {
-        if fs::remove_dir(&self.path).is_ok() || fs::remove_dir_all(&self.path).is_ok() {
-            return;
-        }
-        // What another user has made within, only that user may remove.
-        if let Some(user) = &self.user {
-            let mut command = Command::new("/proc/self/exe");
-            command.args(super::becoming(user)).args(["/bin/rm", "-rf", "--"]).arg(&self.path);
-            let _ =
-                super::enabling(|| command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
-            let _ = fs::remove_dir(&self.path);
-        }
-    }
 }

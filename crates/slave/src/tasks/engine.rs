@@ -78,6 +78,8 @@ pub(crate) struct Engine {
     runner_missing: bool,
     /// Whose standard output is a result.
     answering: HashSet<AttemptKey>,
+    /// Those that have ended and left nothing in the spool.
+    mute: HashSet<AttemptKey>,
     sampler: Sampler,
 }
 
@@ -108,6 +110,7 @@ impl Engine {
             disk_retry_at: None,
             runner_missing: false,
             answering: HashSet::new(),
+            mute: HashSet::new(),
             sampler: Sampler::default(),
         }
     }
@@ -238,6 +241,9 @@ impl Engine {
             Report::Output { key, .. } if self.answering.contains(&key) => {}
             Report::Output { key, stdout, stderr } => self.outputs.grow(key, [stdout, stderr], false),
             Report::Ended(ended) => {
+                if [ended.stdout, ended.stderr] == [0, 0] {
+                    self.mute.insert(ended.key);
+                }
                 let finished = self.finished(*ended);
                 self.outputs.grow(finished.key, [finished.stdout, finished.stderr], true);
                 self.journal.handle(now, Input::Exited(Box::new(finished)), effects);
@@ -321,7 +327,9 @@ impl Engine {
                 Effect::Kill { key } => self.order(&Order::Kill(key)),
                 Effect::Forget { key } => {
                     self.outputs.forget(&key);
-                    self.order(&Order::Forget(key));
+                    if !self.mute.remove(&key) {
+                        self.order(&Order::Forget(key));
+                    }
                 }
                 Effect::Tell(entry) => self.speech.tell(now, entry),
                 Effect::TellJournal => {

@@ -1,8 +1,10 @@
 //! What slaves are to be told, put together: of each attempt the newest only, and several in one message.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
+use rpicluster_core::Moment;
 use rpicluster_core::tasks::TaskEffect;
 use rpicluster_protocol::{
     AttemptKey, Envelope, JobId, SlaveId, TaskAck, TaskCancel, TaskLease, TaskOffer, ToSlave, encode_to_slave,
@@ -11,6 +13,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::letters::Letter;
+
+/// How long an acknowledgement of an end may wait for others: its slave needs it for nothing but to forget. Far less than
+/// the second after which that makes the end durable for its own sake.
+const ACK_WAIT: Duration = Duration::from_millis(50);
 
 /// How many leases of one slave wait at most: each asks again.
 const LEASES_MAX: usize = 64;
@@ -25,6 +31,8 @@ pub(super) struct Outgoing(BTreeMap<SlaveId, OfSlave>);
 #[derive(Debug, Default)]
 struct OfSlave {
     acks: BTreeMap<AttemptKey, TaskAck>,
+    /// Since when there are some.
+    acks_since: Option<Moment>,
     cancels: BTreeMap<AttemptKey, TaskCancel>,
     offers: BTreeMap<AttemptKey, TaskOffer>,
     leases: Vec<TaskLease>,
@@ -43,8 +51,9 @@ impl Outgoing {
         None
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// When there is something to hand out.
+    pub(super) fn poll_timeout(&self) -> Option<Moment> {
+        self.0.values().map(OfSlave::due).min()
     }
 
     /// Nothing of this job was ever said.
@@ -67,18 +76,29 @@ impl Outgoing {
     }
 
     /// Hands letters out, as far as the queue takes them.
-    pub(super) fn pay(&mut self, letters: &mpsc::Sender<Letter>) {
-        while let Some((slave, of_slave)) = self.0.pop_first() {
+    pub(super) fn pay(&mut self, letters: &mpsc::Sender<Letter>, now: Moment) {
+        let mut left = BTreeMap::new();
+        while let Some((slave, mut of_slave)) = self.0.pop_first() {
+            of_slave.acks_since.get_or_insert(now);
             match letters.try_reserve() {
-                Ok(place) => place.send(Letter { slave, messages: of_slave.messages() }),
+                Ok(place) => {
+                    let messages = of_slave.messages(now);
+                    if !messages.is_empty() {
+                        place.send(Letter { slave: slave.clone(), messages });
+                    }
+                    if !of_slave.acks.is_empty() {
+                        left.insert(slave, of_slave);
+                    }
+                }
                 Err(TrySendError::Full(())) => {
-                    self.0.insert(slave, of_slave);
-                    return;
+                    left.insert(slave, of_slave);
+                    break;
                 }
                 // The master stops: nothing is owed any more.
                 Err(TrySendError::Closed(())) => return self.0.clear(),
             }
         }
+        self.0.append(&mut left);
     }
 
     fn of(&mut self, slave: SlaveId) -> &mut OfSlave {
@@ -102,15 +122,33 @@ impl OfSlave {
         self.leases.push(lease);
     }
 
-    fn messages(self) -> Vec<Bytes> {
+    /// When something of it is to be said.
+    fn due(&self) -> Moment {
+        let is_patient = self.cancels.is_empty() && self.offers.is_empty() && self.leases.is_empty();
+        if is_patient { self.acks_due() } else { Moment::default() }
+    }
+
+    fn acks_due(&self) -> Moment {
+        // More output follows what is acknowledged of it.
+        let is_urgent = self.acks.len() >= TOGETHER_MAX || self.acks.values().any(|ack| ack.stdout + ack.stderr > 0);
+        self.acks_since.filter(|_| !is_urgent).map_or(Moment::default(), |since| since + ACK_WAIT)
+    }
+
+    /// What is to be said now.
+    fn messages(&mut self, now: Moment) -> Vec<Bytes> {
         let mut messages = Vec::new();
-        let OfSlave { acks, cancels, mut offers, leases } = self;
+        let acks_due = self.acks_due();
+        let OfSlave { acks, acks_since, cancels, offers, leases } = self;
+        if acks_due <= now {
+            *acks_since = None;
+            pack(std::mem::take(acks).into_values().collect(), ToSlave::TaskAck, &mut messages);
+        }
+        let (cancels, mut offers) = (std::mem::take(cancels), std::mem::take(offers));
         // What is to end is not begun before.
         offers.retain(|key, _| !cancels.contains_key(key));
-        pack(acks.into_values().collect(), ToSlave::TaskAck, &mut messages);
         pack(cancels.into_values().collect(), ToSlave::TaskCancel, &mut messages);
         pack(offers.into_values().collect(), ToSlave::TaskOffer, &mut messages);
-        for lease in leases {
+        for lease in leases.drain(..) {
             // It answers a message of the same length.
             let encoded = encode_to_slave(&Envelope::new(ToSlave::LeaseAck(lease)));
             messages.extend(encoded.ok().map(Bytes::from));
@@ -164,10 +202,16 @@ mod tests {
         TaskEffect::Offer(slave(), Box::new(offer))
     }
 
+    const NOW: Moment = Moment::from_millis(1_000);
+
     fn messages(outgoing: &mut Outgoing) -> Vec<ToSlave> {
+        messages_at(outgoing, NOW)
+    }
+
+    fn messages_at(outgoing: &mut Outgoing, now: Moment) -> Vec<ToSlave> {
         let (sender, mut letters) = mpsc::channel(10);
-        outgoing.pay(&sender);
-        let letter = letters.try_recv().unwrap();
+        outgoing.pay(&sender, now);
+        let Ok(letter) = letters.try_recv() else { return Vec::new() };
         assert!(letter.messages.iter().all(|message| message.len() <= MESSAGE_BYTES_MAX));
         letter.messages.iter().map(|message| parse_to_slave(message).unwrap().message).collect()
     }
@@ -180,7 +224,22 @@ mod tests {
             assert!(outgoing.take(TaskEffect::Ack(slave(), told)).is_none());
         }
         assert_eq!(messages(&mut outgoing), [ToSlave::TaskAck(vec![ack(0, 2, 9), ack(1, 1, 0)])]);
-        assert!(outgoing.is_empty());
+        assert_eq!(outgoing.poll_timeout(), None);
+    }
+
+    #[test]
+    fn acknowledgements_of_ends_wait_for_each_other_and_hold_up_nothing() {
+        let mut outgoing = Outgoing::default();
+        let ack = |index| TaskAck { key: key(index), seq: 2, stdout: 0, stderr: 0 };
+        outgoing.take(TaskEffect::Ack(slave(), ack(0)));
+        assert_eq!(messages(&mut outgoing), []);
+        assert_eq!(outgoing.poll_timeout(), Some(NOW + ACK_WAIT));
+        outgoing.take(TaskEffect::Ack(slave(), ack(1)));
+        outgoing.take(offer(2, 1));
+        assert!(outgoing.poll_timeout() <= Some(NOW));
+        assert!(matches!(&messages(&mut outgoing)[..], [ToSlave::TaskOffer(offers)] if offers.len() == 1));
+        assert_eq!(messages_at(&mut outgoing, NOW + ACK_WAIT), [ToSlave::TaskAck(vec![ack(0), ack(1)])]);
+        assert_eq!(outgoing.poll_timeout(), None);
     }
 
     #[test]
@@ -217,11 +276,12 @@ mod tests {
             let ack = TaskAck { key: key(0), seq: 1, stdout: 0, stderr: 0 };
             outgoing.take(TaskEffect::Ack(name.parse().unwrap(), ack));
         }
-        outgoing.pay(&sender);
-        assert!(!outgoing.is_empty());
+        outgoing.pay(&sender, NOW);
+        outgoing.pay(&sender, NOW + ACK_WAIT);
+        assert!(outgoing.poll_timeout().is_some());
         assert_eq!(letters.try_recv().unwrap().slave.as_str(), "a");
-        outgoing.pay(&sender);
+        outgoing.pay(&sender, NOW + ACK_WAIT);
         assert_eq!(letters.try_recv().unwrap().slave.as_str(), "b");
-        assert!(outgoing.is_empty());
+        assert_eq!(outgoing.poll_timeout(), None);
     }
 }
