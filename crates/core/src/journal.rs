@@ -26,7 +26,7 @@ use self::attempt::{Attempt, Phase, ended, rejection, started};
 use crate::Moment;
 
 pub use input::{Effect, Input, Verdict};
-pub use record::{Contents, Damage, Record, decode, encode, encode_beginning};
+pub use record::{Before, Contents, Damage, Record, decode, encode, encode_beginning};
 
 /// Attempts that a slave holds, running or not yet acknowledged; more are refused as `busy`.
 const HELD_MAX: usize = 4096;

@@ -90,7 +90,7 @@ impl Slave {
     fn keep_written(&mut self) {
         let records = std::mem::take(&mut self.unsynced);
         if !records.is_empty() {
-            self.file.extend(encode(&records));
+            self.file.extend(encode(&records, Before::Durable));
         }
         self.note_durable(records);
     }
@@ -130,7 +130,7 @@ impl Slave {
         let contents = decode(&self.file).unwrap();
         self.journal = Journal::restore(slots, Some(boot_id.to_owned()), contents.records, |_| (3, 0));
         self.file = encode_beginning(contents.id);
-        self.file.extend(encode(&self.journal.records()));
+        self.file.extend(encode(&self.journal.records(), Before::Durable));
         self.note_durable(self.journal.records());
         self.input(Input::Synced { records: 0 });
         self.reconnect();

@@ -1,15 +1,18 @@
 //! The journal's file: lines appended, made durable together, and written anew when most of it is history.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rpicluster_core::journal::{Contents, Damage, Record, decode, encode, encode_beginning};
+use rpicluster_core::journal::{Before, Contents, Damage, Record, decode, encode, encode_beginning};
 use rpicluster_protocol::JournalId;
 
 /// From this size on it is written anew once it is four times as long as what it must hold.
 const COMPACT_BYTES: u64 = 1024 * 1024;
+/// So many zeros are written ahead of the records. To make durable what does not change a file's length costs half as much
+/// time and wear where the file system has a journal of its own.
+const ROOM_BYTES: u64 = 8 * 1024;
 /// Longer than any journal: compaction keeps it far below.
 const FILE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
@@ -19,7 +22,12 @@ pub(crate) struct JournalFile {
     path: PathBuf,
     id: JournalId,
     file: Option<File>,
+    /// Of records.
     bytes: u64,
+    /// Of the file, with the zeros behind them.
+    length: u64,
+    /// All of it is durable.
+    is_durable: bool,
     /// How long it was when it held nothing but what it must.
     compact_bytes: u64,
 }
@@ -57,7 +65,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Found> {
 impl JournalFile {
     /// A journal that is written with its first [`JournalFile::commit`].
     pub(crate) fn new(path: PathBuf, id: JournalId) -> JournalFile {
-        JournalFile { path, id, file: None, bytes: 0, compact_bytes: 0 }
+        JournalFile { path, id, file: None, bytes: 0, length: 0, is_durable: true, compact_bytes: 0 }
     }
 
     pub(crate) fn id(&self) -> JournalId {
@@ -76,16 +84,31 @@ impl JournalFile {
         all: impl FnOnce() -> Vec<Record>,
     ) -> io::Result<()> {
         let is_history = self.bytes > COMPACT_BYTES && self.bytes > 4 * self.compact_bytes;
-        let Some(mut file) = self.file.take_if(|_| !is_history) else { return self.rewrite(&all()) };
+        let Some(file) = self.file.take_if(|_| !is_history) else { return self.rewrite(&all()) };
         if !records.is_empty() {
-            let line = encode(records);
-            file.write_all(&line)?;
-            self.bytes += line.len() as u64;
+            let before = if self.is_durable { Before::Durable } else { Before::Written };
+            self.is_durable = false;
+            self.write(&file, &encode(records, before))?;
         }
         if durable {
             file.sync_data()?;
+            self.is_durable = true;
         }
         self.file = Some(file);
+        Ok(())
+    }
+
+    /// Writes behind the records, and zeros ahead of those to come where there are none. A disk without room for the zeros
+    /// may have it for the records.
+    fn write(&mut self, file: &File, bytes: &[u8]) -> io::Result<()> {
+        let end = self.bytes + bytes.len() as u64;
+        if end > self.length {
+            let room = vec![0; ROOM_BYTES as usize];
+            let is_made = file.write_all_at(&room, end).is_ok();
+            self.length = end + if is_made { ROOM_BYTES } else { 0 };
+        }
+        file.write_all_at(bytes, self.bytes)?;
+        self.bytes = end;
         Ok(())
     }
 
@@ -97,18 +120,19 @@ impl JournalFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&beside)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         let mut bytes = encode_beginning(self.id);
         if !all.is_empty() {
-            bytes.extend(encode(all));
+            bytes.extend(encode(all, Before::Durable));
         }
-        file.write_all(&bytes)?;
+        (self.bytes, self.length) = (0, 0);
+        self.write(&file, &bytes)?;
         file.sync_all()?;
         fs::rename(&beside, &self.path)?;
         if let Some(folder) = self.path.parent() {
             File::open(folder)?.sync_all()?;
         }
-        self.bytes = bytes.len() as u64;
+        self.is_durable = true;
         self.compact_bytes = self.bytes;
         self.file = Some(file);
         Ok(())

@@ -16,7 +16,7 @@ use crate::letters::Letter;
 
 /// How long an acknowledgement of an end may wait for others: its slave needs it for nothing but to forget. Far less than
 /// the second after which that makes the end durable for its own sake.
-const ACK_WAIT: Duration = Duration::from_millis(50);
+pub(super) const ACK_WAIT: Duration = Duration::from_millis(50);
 
 /// How many leases of one slave wait at most: each asks again.
 const LEASES_MAX: usize = 64;

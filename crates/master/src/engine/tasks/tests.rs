@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
+use super::outgoing::ACK_WAIT;
 use super::*;
 use crate::store::{Pieces, private_folder};
 
@@ -227,6 +228,8 @@ fn effects_wait_for_a_store_that_fails_and_leases_do_not() {
     bench.store.mend();
     assert_eq!(bench.commit(), [], "it is not tried again at once");
     bench.now.moment = bench.now.moment + RETRY_PAUSE;
+    assert_eq!(bench.commit(), [], "it waits for others");
+    bench.now.moment = bench.now.moment + ACK_WAIT;
     let said = bench.commit();
     assert!(matches!(&said[..], [ToSlave::TaskAck(acks)] if acks[0].seq == 1), "{said:?}");
     assert_eq!(bench.state(0), TaskState::Running);
