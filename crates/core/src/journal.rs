@@ -36,6 +36,10 @@ const RESULT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const FORGOTTEN_MAX: usize = 65_536;
 /// Epochs that are over, so that a late message of theirs does not bring them back.
 const PAST_EPOCHS_MAX: usize = 8;
+/// Offers beyond the slots that are taken, to begin when one is free: what is short need not wait for the master.
+pub const AHEAD: u32 = 4;
+/// How long such an offer waits before it is given back.
+pub const AHEAD_WAIT: Duration = Duration::from_secs(1);
 /// How long an end that is told and not acknowledged may be without being durable.
 const END_WAIT: Duration = Duration::from_secs(1);
 /// How long a machine may take to go down once it has promised to.
@@ -49,6 +53,8 @@ pub struct Journal {
     attempts: HashMap<AttemptKey, Attempt>,
     /// How many occupy a slot.
     running: u32,
+    /// Offers that wait for a slot, and until when; some may be over.
+    ahead: VecDeque<(Moment, AttemptKey)>,
     /// The one that boots the machine, waiting or running.
     alone: Option<AttemptKey>,
     result_bytes: usize,
@@ -79,6 +85,7 @@ impl Journal {
             boot_id,
             attempts: HashMap::new(),
             running: 0,
+            ahead: VecDeque::new(),
             alone: None,
             result_bytes: 0,
             session: None,
@@ -144,13 +151,19 @@ impl Journal {
         self.running
     }
 
+    /// How many offers wait for a slot.
+    pub fn waiting(&self) -> usize {
+        self.ahead.len()
+    }
+
     /// When [`Journal::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Moment> {
         self.session.as_ref()?;
         let resend = self.resends.first().map(|(at, _)| *at);
         let boot = self.alone.and_then(|key| self.attempts.get(&key)?.boot_wait_end);
         let early = self.told_early.front().map(|(at, ..)| *at);
-        [resend, self.renew_at, boot, early].into_iter().flatten().min()
+        let ahead = self.ahead.front().map(|(until, _)| *until);
+        [resend, self.renew_at, boot, early, ahead].into_iter().flatten().min()
     }
 
     /// Takes what happened.
@@ -167,6 +180,7 @@ impl Journal {
             Input::Exited(finished) => self.handle_exited(now, *finished, effects),
             Input::RunnerGone { reason } => self.handle_runner_gone(now, &reason, effects),
         }
+        self.begin_waiting(now, effects);
     }
 
     /// Does what is due.
@@ -189,11 +203,15 @@ impl Journal {
         if self.renew_at.is_some_and(|at| at <= now) {
             self.renew(now, effects);
         }
+        while let Some((_, key)) = self.ahead.pop_front_if(|(until, _)| *until <= now) {
+            self.refuse_waiting(now, key, RejectReason::Waited, effects);
+        }
         if let Some(key) = self.alone
             && self.attempts.get(&key).and_then(|attempt| attempt.boot_wait_end).is_some_and(|end| end <= now)
         {
             self.finish(now, ended(key, Outcome::Failed, Some("the machine did not go down")), effects);
         }
+        self.begin_waiting(now, effects);
     }
 
     fn begin_session(&mut self, now: Moment, session: SessionId, effects: &mut Vec<Effect>) {
@@ -201,10 +219,9 @@ impl Journal {
         // Their offers were of another session, and are stale now.
         self.forgotten.clear();
         self.forgotten_order.clear();
-        if let Some(key) = self.alone
-            && matches!(self.attempts.get(&key).map(|attempt| &attempt.phase), Some(Phase::Waiting(_)))
-        {
-            self.refuse(now, key, RejectReason::Stale, None, effects);
+        let waiting: Vec<AttemptKey> = self.ahead.drain(..).map(|(_, key)| key).chain(self.alone).collect();
+        for key in waiting {
+            self.refuse_waiting(now, key, RejectReason::Stale, effects);
         }
         effects.push(Effect::TellJournal);
         self.resends.clear();
@@ -263,24 +280,58 @@ impl Journal {
                 let finished = TaskFinished { result: Some(result), ..ended(key, Outcome::Succeeded, None) };
                 self.finish(now, finished, effects);
             }
+            Verdict::Run if self.has_room_ahead() => {
+                self.ahead.push_back((now + AHEAD_WAIT, key));
+                self.wait(key, offer, lease_end);
+            }
             Verdict::Run | Verdict::RunAlone if self.running >= self.slots || self.alone.is_some() => {
                 // One that boots the machine waits for its slots, but not behind another one of its kind.
                 if verdict == Verdict::RunAlone && self.alone.is_none() && self.slots > 0 {
-                    self.wait_alone(key, offer, lease_end);
+                    self.wait_alone(now, key, offer, lease_end, effects);
                 } else {
                     self.refuse(now, key, RejectReason::Busy, None, effects);
                 }
             }
-            Verdict::RunAlone if self.running > 0 => self.wait_alone(key, offer, lease_end),
+            Verdict::RunAlone if self.running > 0 => self.wait_alone(now, key, offer, lease_end, effects),
             Verdict::Run => self.begin(now, key, offer, lease_end, false, effects),
             Verdict::RunAlone => self.begin(now, key, offer, lease_end, true, effects),
         }
     }
 
-    fn wait_alone(&mut self, key: AttemptKey, offer: Box<TaskOffer>, lease_end: Moment) {
+    /// All slots are taken, and there is a place to wait for one.
+    fn has_room_ahead(&self) -> bool {
+        let is_full = self.slots > 0 && self.running >= self.slots;
+        is_full && self.alone.is_none() && self.ahead.len() < AHEAD as usize
+    }
+
+    fn wait(&mut self, key: AttemptKey, offer: Box<TaskOffer>, lease_end: Moment) {
         let lease_ms = offer.lease_ms;
-        self.alone = Some(key);
         self.attempts.insert(key, Attempt::new(Phase::Waiting(offer), lease_end, lease_ms));
+    }
+
+    fn wait_alone(
+        &mut self,
+        now: Moment,
+        key: AttemptKey,
+        offer: Box<TaskOffer>,
+        lease_end: Moment,
+        effects: &mut Vec<Effect>,
+    ) {
+        while let Some((_, ahead)) = self.ahead.pop_front() {
+            self.refuse_waiting(now, ahead, RejectReason::Waited, effects);
+        }
+        self.alone = Some(key);
+        self.wait(key, offer, lease_end);
+    }
+
+    fn is_waiting(&self, key: AttemptKey) -> bool {
+        matches!(self.attempts.get(&key).map(|attempt| &attempt.phase), Some(Phase::Waiting(_)))
+    }
+
+    fn refuse_waiting(&mut self, now: Moment, key: AttemptKey, reason: RejectReason, effects: &mut Vec<Effect>) {
+        if self.is_waiting(key) {
+            self.refuse(now, key, reason, None, effects);
+        }
     }
 
     /// Records that it begins; it is spawned when the record is durable.
@@ -434,18 +485,33 @@ impl Journal {
                 self.record(now, JournalEntry::Finished(Box::new(finished)), effects);
             }
         }
-        self.begin_waiting(now, effects);
     }
 
-    /// The one that waited for all slots begins when the last one is free.
+    /// Those that waited begin: for a slot, or one for all of them. Without a session their offers mean nothing.
     fn begin_waiting(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        let Some(key) = self.alone.filter(|_| self.running == 0) else { return };
-        if !matches!(self.attempts.get(&key).map(|attempt| &attempt.phase), Some(Phase::Waiting(_))) {
+        if self.session.is_none() {
+            return;
+        }
+        if let Some(key) = self.alone {
+            if self.running == 0 {
+                self.begin_one_waiting(now, key, true, effects);
+            }
+            return;
+        }
+        while self.running < self.slots
+            && let Some((_, key)) = self.ahead.pop_front()
+        {
+            self.begin_one_waiting(now, key, false, effects);
+        }
+    }
+
+    fn begin_one_waiting(&mut self, now: Moment, key: AttemptKey, alone: bool, effects: &mut Vec<Effect>) {
+        if !self.is_waiting(key) {
             return;
         }
         if let Some(Attempt { phase: Phase::Waiting(offer), lease_end, .. }) = self.attempts.remove(&key) {
             if now < lease_end {
-                self.begin(now, key, offer, lease_end, true, effects);
+                self.begin(now, key, offer, lease_end, alone, effects);
             } else {
                 self.refuse(now, key, RejectReason::Stale, None, effects);
             }

@@ -58,7 +58,7 @@ pub enum TaskInput {
     /// Tasks that ended without success are queued again: only those that failed or timed out if so said.
     RetryJob(JobId, /** failed only */ bool),
     /// A slave is online in that session, with so many slots. It gets offers once its journal has come.
-    SlaveUp(SlaveId, SessionId, u32),
+    SlaveUp(SlaveId, SessionId, Slots),
     /// A slave is offline.
     SlaveDown(SlaveId),
     /// The whole journal of a slave.
@@ -77,6 +77,15 @@ pub enum TaskInput {
     SlaveRemoved(SlaveId),
     /// The master was away for so long: nobody could be heard, or what was decided could not be written and said.
     Paused(Duration),
+}
+
+/// How many attempts a slave takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Slots {
+    /// That run at the same time.
+    pub at_once: u32,
+    /// Beyond these, to begin as soon as one of them has ended.
+    pub ahead: u32,
 }
 
 /// What is to be done.
@@ -153,7 +162,9 @@ struct Node {
     ready: bool,
     /// When it is asked for its journal (again), and how long to wait then.
     announce: Option<(Moment, Duration)>,
-    slots: u32,
+    slots: Slots,
+    /// It gave back what was offered ahead, and nothing has ended there since.
+    is_crowded: bool,
     journal: Option<JournalId>,
     drain: Option<String>,
     /// When what still runs is ended.
@@ -478,7 +489,16 @@ impl Node {
 
     /// It can be offered something.
     fn has_room(&self) -> bool {
-        self.hears() && self.drain.is_none() && self.alone.is_none() && self.open.len() < self.slots as usize
+        self.takes(self.slots.at_once)
+    }
+
+    /// It can be offered something to begin when a slot is free.
+    fn has_room_ahead(&self) -> bool {
+        !self.is_crowded && self.takes(self.slots.at_once.saturating_add(self.slots.ahead))
+    }
+
+    fn takes(&self, most: u32) -> bool {
+        self.hears() && self.drain.is_none() && self.alone.is_none() && self.open.len() < most as usize
     }
 }
 
@@ -506,7 +526,7 @@ fn reject_words(reason: RejectReason) -> &'static str {
         RejectReason::UnknownFunction => "the slave has no such function",
         RejectReason::Unsupported => "the slave's agent does not know how to do that",
         RejectReason::Stale => "the offer was stale",
-        RejectReason::Busy => "the slave had no free slot",
+        RejectReason::Busy | RejectReason::Waited => "the slave had no free slot",
     }
 }
 

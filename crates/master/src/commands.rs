@@ -146,6 +146,7 @@ mod tests {
             boot_id: None,
             version: None,
             slots: None,
+            ahead: None,
             reason: Some("silent".into()),
         };
         sender.send(Command::Announce("stalled".parse().unwrap())).await.unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rpicluster_core::tasks::Now;
+use rpicluster_core::tasks::{Now, Slots};
 use rpicluster_core::{Effect, Input as Core, Moment, Presence, Record};
 use rpicluster_protocol::{Liveness, SlaveId, State, Timestamp};
 use tokio::sync::mpsc::error::TrySendError;
@@ -297,7 +297,10 @@ impl Engine {
         }
         for slave in std::mem::take(&mut self.stirred) {
             let record = self.presence.record(&slave).filter(|record| record.liveness == Liveness::Online);
-            let session = record.and_then(|record| record.claim).map(|claim| (claim.session, claim.slots.unwrap_or(0)));
+            let session = record.and_then(|record| record.claim).map(|claim| {
+                let (at_once, ahead) = (claim.slots.unwrap_or(0), claim.ahead.unwrap_or(0));
+                (claim.session, Slots { at_once, ahead })
+            });
             self.desk.presence(&slave, session, Now { moment: now, wall });
         }
     }

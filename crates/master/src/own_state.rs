@@ -20,6 +20,7 @@ pub(crate) fn own_state(
         boot_id: None,
         version: Some(crate::VERSION.to_owned()),
         slots: None,
+        ahead: None,
         reason: offline.map(str::to_owned),
     };
     Ok(Outgoing {

@@ -117,6 +117,9 @@ pub struct State {
     /// How many tasks may run at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
+    /// How many short tasks it takes beyond these, to begin them as slots become free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<u32>,
     /// Why it is offline: `connection_lost` (the will) or `stopped`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

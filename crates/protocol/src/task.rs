@@ -239,6 +239,8 @@ pub enum RejectReason {
     Stale,
     /// All slots are taken: it costs no retry.
     Busy,
+    /// No slot became free in time for what was offered ahead of one: it costs nothing.
+    Waited,
     /// There is no such function here.
     UnknownFunction,
     /// This agent does not know what the offer asks for.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::pin::{Pin, pin};
 
 use rpicluster_client::{Backoff, BrokerAddress, Connection, TrustError};
+use rpicluster_core::journal::AHEAD;
 use rpicluster_protocol::JoinToken;
 use rpicluster_protocol::limits::PROTOCOL_VERSION;
 use rpicluster_protocol::{
@@ -289,6 +290,7 @@ impl Slave {
             boot_id: self.boot_id.clone(),
             version: Some(VERSION.to_owned()),
             slots: Some(self.slots),
+            ahead: Some(AHEAD),
             reason: offline.map(str::to_owned),
         })
     }

@@ -344,7 +344,7 @@ impl<'a> Play<'a> {
     async fn clean_up(&mut self) -> Result<(), String> {
         if self.world.stats.sessions_now.load(Relaxed) > BYSTANDER_LINES.len() as u64 {
             for client in 0..self.clients.len() {
-                for id in [ClientId::Own, ClientId::Shared] {
+                for id in [ClientId::Own, ClientId::Shared, ClientId::Reserved] {
                     self.connect(client, &Hello { id, ..greeting() }, 0).await?;
                     self.act(client, &Action::Disconnect { reason: None, properties: Default::default() }, 0).await?;
                 }

@@ -326,7 +326,7 @@ fn the_first_outcome_wins() {
 #[test]
 fn more_than_the_slots_is_busy_and_so_is_more_than_can_be_held() {
     let mut slave = Slave::new(1);
-    slave.offer(key(1));
+    slave.input(Input::Offer { offer: offer(key(1), 1), verdict: Verdict::RunAlone });
     slave.offer(key(2));
     assert_eq!(slave.refusal(), RejectReason::Busy);
     slave.sync();
@@ -341,6 +341,58 @@ fn more_than_the_slots_is_busy_and_so_is_more_than_can_be_held() {
         assert_eq!(slave.refusal(), RejectReason::Busy);
     }
     assert_eq!(slave.journal.held(), HELD_MAX);
+}
+
+#[test]
+fn what_is_offered_ahead_begins_when_a_slot_is_free_with_one_sync_for_the_end_before_it() {
+    let mut slave = Slave::new(1);
+    for index in 1..=1 + AHEAD {
+        slave.offer(key(index));
+    }
+    slave.offer(key(99));
+    assert_eq!(slave.refusal(), RejectReason::Busy, "no more than so many wait");
+    slave.sync();
+    slave.told();
+    slave.input(exited(key(1)));
+    assert_eq!((slave.end().key, slave.running.len()), (key(1), 1));
+    assert_eq!(slave.unsynced.len(), 2, "the end of one and the beginning of the next");
+    slave.sync();
+    assert!(slave.running.contains(&key(2)) && slave.begun.len() == 2);
+    slave.told();
+    slave.input(Input::Cancel(TaskCancel { key: key(3) }));
+    assert_eq!((slave.end().seq, slave.begun.contains_key(&key(3))), (1, false), "it never began");
+    slave.running.clear();
+    slave.input(exited(key(2)));
+    slave.sync();
+    assert!(slave.running.contains(&key(4)), "in the order of their offers");
+}
+
+#[test]
+fn what_waits_too_long_or_for_another_session_is_given_back() {
+    let mut slave = Slave::new(1);
+    slave.offer(key(1));
+    slave.offer(key(2));
+    slave.sync();
+    assert_eq!(slave.journal.poll_timeout(), Some(slave.now + AHEAD_WAIT));
+    slave.wait(AHEAD_WAIT);
+    assert_eq!(slave.refusal(), RejectReason::Waited);
+    slave.offer(key(3));
+    slave.input(Input::Offer { offer: offer(key(4), 1), verdict: Verdict::RunAlone });
+    assert_eq!(slave.refusal(), RejectReason::Waited, "nothing is to run beside what boots the machine");
+    slave.input(exited(key(1)));
+    slave.sync();
+    assert!(slave.running.contains(&key(4)));
+    let mut slave = Slave::new(1);
+    slave.offer(key(1));
+    slave.offer(key(2));
+    slave.sync();
+    slave.told();
+    slave.input(Input::SessionEnded);
+    slave.input(exited(key(1)));
+    slave.sync();
+    assert!(!slave.begun.contains_key(&key(2)), "nobody knows whether its offer holds");
+    slave.reconnect();
+    assert!(slave.told().iter().any(|told| matches!(told, JournalEntry::Rejected(no) if no.key == key(2))));
 }
 
 #[test]

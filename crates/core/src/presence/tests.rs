@@ -34,6 +34,7 @@ fn state(state: Liveness, session: &str, reason: Option<&str>) -> State {
         boot_id: None,
         version: None,
         slots: None,
+        ahead: None,
         reason: reason.map(str::to_owned),
     }
 }

@@ -42,6 +42,10 @@ impl Tasks {
                 if is_open {
                     match rejected.reason {
                         RejectReason::Stale | RejectReason::Busy => self.give_back(now, id, Cause::Declined, effects),
+                        RejectReason::Waited => {
+                            self.give_back(now, id, Cause::NeverBegan, effects);
+                            self.nodes.entry(slave.clone()).or_default().is_crowded = true;
+                        }
                         reason => {
                             task.reason = Some(rejected.detail.unwrap_or_else(|| reject_words(reason).to_owned()));
                             self.close(id);
@@ -112,6 +116,13 @@ impl Tasks {
     /// The outcome of the latest attempt.
     pub(super) fn settle(&mut self, now: Now, id: TaskId, finished: Box<TaskFinished>, effects: &mut Effects) {
         let outcome = finished.outcome;
+        if let Some(job) = self.jobs.get_mut(&id.job) {
+            job.note_duration(id.index, finished.duration_ms);
+        }
+        let slave = self.open.get(&id).map(|open| &open.slave);
+        if let Some(node) = slave.and_then(|slave| self.nodes.get_mut(slave)) {
+            node.is_crowded = false;
+        }
         let Some(task) = self.task_mut(id) else { return };
         let before = task.state;
         if matches!(before, TaskState::Backoff | TaskState::Queued) && outcome != Outcome::Succeeded {

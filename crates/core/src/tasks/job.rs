@@ -3,10 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use rpicluster_protocol::{JobId, JobState, SlaveId, TaskState, Timestamp};
+use rpicluster_protocol::{Action, JobId, JobState, SlaveId, TaskState, Timestamp, Work};
 
 use super::model::{JobRecord, JobSpec, Step, Task};
 use crate::Moment;
+
+/// What takes longer than this is not offered ahead: the next of them would wait too long for the slot.
+const AHEAD_TASK_MS_MAX: u64 = 100;
+/// For each slave so many tasks must be queued for one to be offered ahead: at the end of a queue who is free is to get it.
+const AHEAD_QUEUE_MIN: usize = 4;
 
 /// See the module.
 #[derive(Debug)]
@@ -42,6 +47,8 @@ pub(crate) struct StepState {
     pub(crate) waiting: BTreeSet<SlaveId>,
     /// Since when it waits for slaves that are away: it could begin.
     pub(crate) due_since: Option<Moment>,
+    /// How long its tasks take, in milliseconds: the last ones count most.
+    pub(crate) usual_ms: Option<u64>,
     /// When it is seen next who has waited too long.
     pub(crate) waits_until: Option<Moment>,
 }
@@ -73,6 +80,7 @@ impl Job {
                 stopped: None,
                 waiting: BTreeSet::new(),
                 due_since: None,
+                usual_ms: None,
                 waits_until: None,
             });
             first += tasks;
@@ -195,6 +203,37 @@ impl Job {
     /// The step could give a slave something now, as far as it alone says.
     fn is_open_for(&self, step: u32) -> bool {
         self.is_due(step) == Some(true) && self.steps.get(step as usize).is_some_and(|state| state.stopped.is_none())
+    }
+
+    /// A task has taken so long.
+    pub(crate) fn note_duration(&mut self, index: u32, millis: u64) {
+        if let Some((step, _)) = self.spec.locate(index)
+            && let Some(state) = self.steps.get_mut(step as usize)
+        {
+            state.usual_ms = Some(state.usual_ms.map_or(millis, |usual| (3 * usual + millis) / 4));
+        }
+    }
+
+    /// Tasks of the step may be offered to slaves that have no free slot: they are short and many, none is one too many for a
+    /// batch or after a failure, and where each runs does not matter.
+    pub(crate) fn goes_ahead(&self, step: u32) -> bool {
+        let Some((definition, state)) = self.step(step).zip(self.steps.get(step as usize)) else { return false };
+        let is_free = definition.inputs.is_some() && definition.batch.is_none() && definition.max_failures.is_none();
+        let are_short = state.usual_ms.is_some_and(|usual| usual <= AHEAD_TASK_MS_MAX);
+        is_free
+            && are_short
+            && state.shared.len() > AHEAD_QUEUE_MIN * definition.slaves.len()
+            && !matches!(definition.spec.work, Work::Action { action: Action::Reboot | Action::Shutdown })
+    }
+
+    /// Whether a task of the step is queued that the slave could begin, if it had a slot.
+    pub(crate) fn has_queued(&self, step: u32, slave: &SlaveId) -> bool {
+        let Some((definition, state)) = self.step(step).zip(self.steps.get(step as usize)) else { return false };
+        let is_queued = |index: u32| self.tasks.get(index as usize).is_some_and(|t| t.state == TaskState::Queued);
+        let of_slave =
+            || definition.slaves.binary_search(slave).is_ok_and(|place| is_queued(state.first + place as u32));
+        let queued = if definition.inputs.is_some() { !state.shared.is_empty() } else { of_slave() };
+        queued && self.is_open_for(step)
     }
 
     /// Takes a queued task of the step for the slave.

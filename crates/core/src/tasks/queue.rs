@@ -77,11 +77,21 @@ impl Tasks {
         }
     }
 
-    /// A task that the slave can begin now. Jobs take turns.
+    /// A task that the slave can begin now, or as soon as it has a free slot. Jobs take turns: nothing is offered ahead of a
+    /// task that waits for a slot.
     pub(super) fn next_task(&mut self, slave: &SlaveId) -> Option<TaskId> {
-        let node = self.nodes.get_mut(slave).filter(|node| node.has_room())?;
+        let node = self.nodes.get_mut(slave).filter(|node| node.has_room() || node.has_room_ahead())?;
+        let is_ahead = !node.has_room();
         for _ in 0..node.steps.len() {
             let (id, step) = node.steps.pop_front()?;
+            if is_ahead && self.jobs.get(&id).is_some_and(|job| !job.goes_ahead(step)) {
+                if self.jobs.get(&id).is_some_and(|job| job.has_queued(step, slave)) {
+                    node.steps.push_front((id, step));
+                    return None;
+                }
+                node.steps.push_back((id, step));
+                continue;
+            }
             match self.jobs.get_mut(&id).map_or(Taken::Nothing, |job| job.take(step, slave)) {
                 Taken::Task(index) => {
                     node.steps.push_back((id, step));

@@ -7,10 +7,17 @@ use rpicluster_protocol::{
     Action, AttemptKey, JournalEntry, JournalId, Outcome, SessionId, SlaveId, TaskFinished, TaskId, TaskState, Work,
 };
 
-use super::{Cause, Effects, Now, TaskEffect, Tasks, Timer};
+use super::{Cause, Effects, Now, Slots, TaskEffect, Tasks, Timer};
 
 impl Tasks {
-    pub(super) fn slave_up(&mut self, now: Now, slave: SlaveId, session: SessionId, slots: u32, effects: &mut Effects) {
+    pub(super) fn slave_up(
+        &mut self,
+        now: Now,
+        slave: SlaveId,
+        session: SessionId,
+        slots: Slots,
+        effects: &mut Effects,
+    ) {
         if !std::mem::replace(&mut self.nodes.entry(slave.clone()).or_default().was_online, true) {
             self.list_all_for(&slave);
         }
@@ -24,7 +31,7 @@ impl Tasks {
         }
         let open = if was_silent { node.open.clone() } else { BTreeSet::new() };
         // Who has no slots may know nothing of tasks.
-        if slots > 0 && !node.ready && node.announce.is_none() {
+        if slots.at_once > 0 && !node.ready && node.announce.is_none() {
             node.announce = Some((now.moment + RESEND_MIN, RESEND_MIN));
             self.timers.insert((now.moment + RESEND_MIN, Timer::Announce(slave.clone())));
         }

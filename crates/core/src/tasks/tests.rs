@@ -178,8 +178,12 @@ impl Desk {
         self.handle(TaskInput::Submit(JOB, Arc::new(spec)));
     }
 
-    fn up(&mut self, name: &str, in_session: &str, slots: u32) {
+    fn up_with(&mut self, name: &str, in_session: &str, slots: Slots) {
         self.handle(TaskInput::SlaveUp(slave(name), session(in_session), slots));
+    }
+
+    fn up(&mut self, name: &str, in_session: &str, slots: u32) {
+        self.up_with(name, in_session, Slots { at_once: slots, ahead: 0 });
     }
 
     fn journal(&mut self, name: &str, in_session: &str, entries: Vec<JournalEntry>) {

@@ -79,10 +79,11 @@ impl Checks {
     /// The node may forget something: the master's disk must know it.
     pub(crate) fn acknowledged(&mut self, node: &Node, disk: &Disk, ack: &TaskAck) {
         // One that was declined leaves nothing to know: another attempt follows.
+        let is_declined = |reason| matches!(reason, RejectReason::Stale | RejectReason::Busy | RejectReason::Waited);
         let is_end = |entry: &JournalEntry| match entry {
             JournalEntry::Started(_) => false,
             JournalEntry::Finished(_) => true,
-            JournalEntry::Rejected(rejected) => !matches!(rejected.reason, RejectReason::Stale | RejectReason::Busy),
+            JournalEntry::Rejected(rejected) => !is_declined(rejected.reason),
         };
         let covers = |entry: &JournalEntry| entry.key() == ack.key && ack.seq >= entry.seq() && is_end(entry);
         if disk.epoch == Some(ack.key.epoch) && node.entries().iter().any(covers) {

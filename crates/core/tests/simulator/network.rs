@@ -43,7 +43,7 @@ impl World {
         let session = SessionId::from_random(self.random.u64(..));
         self.nodes[node].session = Some(session.clone());
         self.nodes[node].removed = false;
-        let slots = self.nodes[node].slots;
+        let slots = self.nodes[node].slots();
         self.send(node, Up::State(slots));
         let effects = self.nodes[node].handle(self.clock, Input::SessionBegan(session));
         self.apply(node, effects);

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use rpicluster_core::Moment;
-use rpicluster_core::journal::{Effect, Input, Journal, Record};
+use rpicluster_core::journal::{AHEAD, Effect, Input, Journal, Record};
+use rpicluster_core::tasks::Slots;
 use rpicluster_protocol::{AttemptKey, JournalEntry, JournalId, SessionId, SlaveId, TaskOffer, Work};
 
 /// An attempt that runs.
@@ -73,6 +74,11 @@ impl Node {
             journal.handle_timeout(Moment::from_millis(clock), &mut effects);
         }
         effects
+    }
+
+    /// What it tells the master that it takes.
+    pub(crate) fn slots(&self) -> Slots {
+        Slots { at_once: self.slots, ahead: AHEAD }
     }
 
     /// What the journal would tell, if the agent runs.

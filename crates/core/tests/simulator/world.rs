@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rpicluster_core::Moment;
 use rpicluster_core::journal::{Effect, Input, Verdict};
-use rpicluster_core::tasks::{JobSpec, Step, TaskEffect, TaskInput};
+use rpicluster_core::tasks::{JobSpec, Slots, Step, TaskEffect, TaskInput};
 use rpicluster_protocol::{
     AttemptKey, Epoch, JobId, JournalEntry, JournalId, Outcome, SessionId, Stream, TaskAck, TaskCancel, TaskFinished,
     TaskLease, TaskOffer, TaskOutput, TaskSpec, Work,
@@ -40,7 +40,7 @@ pub(crate) enum Bug {
 
 #[derive(Debug, Clone)]
 enum Up {
-    State(u32),
+    State(Slots),
     Journal(JournalId, Vec<JournalEntry>),
     Event(JournalEntry),
     Output(TaskOutput),
@@ -196,7 +196,7 @@ impl World {
             }
             Event::HeardAgain(node, session) => {
                 if self.online.get(&node) == Some(&session) {
-                    let slots = self.nodes[node].slots;
+                    let slots = self.nodes[node].slots();
                     self.tell_head(TaskInput::SlaveUp(self.nodes[node].id.clone(), session, slots));
                 }
             }

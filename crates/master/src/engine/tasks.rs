@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpicluster_core::Moment;
-use rpicluster_core::tasks::{JobRecord, Now, TaskEffect, TaskInput, Tasks};
+use rpicluster_core::tasks::{JobRecord, Now, Slots, TaskEffect, TaskInput, Tasks};
 use rpicluster_protocol::limits::{LEASE, SLOTS_MAX};
 use rpicluster_protocol::{
     AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, SessionId, SlaveId, TaskFinished, TaskId, TaskLease,
@@ -79,7 +79,7 @@ pub(crate) struct TaskDesk {
     /// When to try again what could not be written.
     retry_at: Option<Moment>,
     /// Slaves that are online, with their slots.
-    online: BTreeMap<SlaveId, u32>,
+    online: BTreeMap<SlaveId, Slots>,
     /// Those whose journal has not come, and who are to be asked for it.
     silent: BTreeSet<SlaveId>,
     /// What is shown of slaves' tasks may have changed.
@@ -162,11 +162,12 @@ impl TaskDesk {
     }
 
     /// A slave has come, gone or said again how many slots it has.
-    pub(super) fn presence(&mut self, slave: &SlaveId, session: Option<(SessionId, u32)>, now: Now) {
+    pub(super) fn presence(&mut self, slave: &SlaveId, session: Option<(SessionId, Slots)>, now: Now) {
         self.show = true;
         let input = match session {
             Some((session, slots)) => {
-                let slots = slots.min(SLOTS_MAX);
+                let Slots { at_once, ahead } = slots;
+                let slots = Slots { at_once: at_once.min(SLOTS_MAX), ahead: ahead.min(SLOTS_MAX) };
                 self.online.insert(slave.clone(), slots);
                 TaskInput::SlaveUp(slave.clone(), session, slots)
             }
@@ -245,7 +246,7 @@ impl TaskDesk {
     fn show_work(&self, slave: &Slave) {
         let drain = self.tasks.node(&slave.id).and_then(|node| node.drain);
         let open = self.tasks.open_attempts(&slave.id);
-        slave.set_work(SlaveWork { slots: self.online.get(&slave.id).copied(), open, drain });
+        slave.set_work(SlaveWork { slots: self.online.get(&slave.id).map(|slots| slots.at_once), open, drain });
     }
 
     /// When something is to be said or written.

@@ -29,6 +29,7 @@ fn state(liveness: Liveness, session: &str, reason: Option<&str>) -> State {
         boot_id: None,
         version: None,
         slots: None,
+        ahead: None,
         reason: reason.map(str::to_owned),
     }
 }

@@ -34,6 +34,7 @@ fn slave(id: &str, liveness: Liveness) -> StoredSlave {
                 boot_id: Some("b".into()),
                 version: None,
                 slots: Some(4),
+                ahead: Some(2),
                 reason: None,
             }),
             ended: liveness == Liveness::Offline,

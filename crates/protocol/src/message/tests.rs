@@ -19,12 +19,14 @@ fn golden_messages_of_slaves() {
         boot_id: Some("b".into()),
         version: Some("0.1.0".into()),
         slots: Some(4),
+        ahead: Some(2),
         reason: None,
     };
     let will = State {
         state: Liveness::Offline,
         reason: Some("connection_lost".into()),
         slots: None,
+        ahead: None,
         version: None,
         boot_id: None,
         ..state.clone()
@@ -49,7 +51,7 @@ fn golden_messages_of_slaves() {
     let golden = [
         (
             Envelope::new(FromSlave::State(state)),
-            r#"{"type":"state","payload":{"state":"online","session":"00000000000000ab","protocol":1,"boot_id":"b","version":"0.1.0","slots":4}}"#,
+            r#"{"type":"state","payload":{"state":"online","session":"00000000000000ab","protocol":1,"boot_id":"b","version":"0.1.0","slots":4,"ahead":2}}"#,
         ),
         (
             Envelope::new(FromSlave::State(will)),

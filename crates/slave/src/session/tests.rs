@@ -57,6 +57,7 @@ fn master_state(session: u64, retained: bool) -> Input {
         boot_id: None,
         version: None,
         slots: None,
+        ahead: None,
         reason: None,
     };
     let payload = encode_to_slave(&ToSlave::State(state).into()).unwrap();

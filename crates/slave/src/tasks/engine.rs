@@ -130,7 +130,7 @@ impl Engine {
         self.settle(now());
         loop {
             let now_ = now();
-            let wait = self.poll_timeout().map_or(Duration::MAX, |at| at.since(now_));
+            let wait = self.poll_timeout(now_).map_or(Duration::MAX, |at| at.since(now_));
             let mut next = match inputs.recv_timeout(wait.min(Duration::from_secs(3600))) {
                 Ok(message) => Some(message),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -166,11 +166,12 @@ impl Engine {
     }
 
     /// When to wake up if nothing comes: never for what could not be done then, or it would wake at once for ever.
-    fn poll_timeout(&self) -> Option<Moment> {
+    fn poll_timeout(&self, now: Moment) -> Option<Moment> {
         let disk = self.disk_retry_at.or(self.lazy_at);
         let may_repeat = self.session.is_some() && self.speech.is_empty();
         let repeats = [self.speech.poll_timeout(), self.outputs.poll_timeout(), self.journal.poll_timeout()];
-        disk.into_iter().chain(repeats.into_iter().flatten().filter(|_| may_repeat)).min()
+        let held = self.speech.held_until(&self.journal).filter(|until| self.session.is_some() && *until > now);
+        disk.into_iter().chain(held).chain(repeats.into_iter().flatten().filter(|_| may_repeat)).min()
     }
 
     fn look_at_session(&mut self, now: Moment, effects: &mut Vec<Effect>) {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use rpicluster_core::Moment;
-use rpicluster_core::journal::Journal;
+use rpicluster_core::journal::{AHEAD, Journal};
 use rpicluster_protocol::limits::MESSAGE_BYTES_MAX;
 use rpicluster_protocol::{
     AttemptKey, Envelope, FromSlave, JournalEntry, JournalId, Part, RequestId, SessionId, TaskJournal, TaskLease,
@@ -17,6 +17,10 @@ use super::output::Outputs;
 const EVENTS_MAX: usize = 16_384;
 /// That an attempt has begun is said after this, unless it is over by then: a short task has one event, not two.
 const BEGINNING_WAIT: Duration = Duration::from_millis(20);
+/// An end waits so long for others while the slave has enough to do: they share a message, and the next offers another.
+const END_WAIT: Duration = Duration::from_millis(5);
+/// So many offers that wait for a slot are enough to do.
+const ENOUGH: usize = AHEAD as usize / 2;
 /// Room in a message for what is around its entries.
 const ENVELOPE_BYTES: usize = 1024;
 
@@ -27,6 +31,8 @@ pub(crate) struct Speech {
     parts: VecDeque<Envelope<FromSlave>>,
     renewals: VecDeque<TaskLease>,
     events: VecDeque<JournalEntry>,
+    /// Since when there are events.
+    events_since: Option<Moment>,
     /// Beginnings, and when they are said.
     begun: VecDeque<(Moment, JournalEntry)>,
     next_id: u64,
@@ -40,6 +46,7 @@ impl Speech {
             parts: VecDeque::new(),
             renewals: VecDeque::new(),
             events: VecDeque::new(),
+            events_since: None,
             begun: VecDeque::new(),
             next_id: 1,
         }
@@ -50,7 +57,12 @@ impl Speech {
         self.wants_journal = false;
         self.parts.clear();
         self.renewals.clear();
+        self.forget_events();
+    }
+
+    fn forget_events(&mut self) {
         self.events.clear();
+        self.events_since = None;
         self.begun.clear();
     }
 
@@ -64,23 +76,30 @@ impl Speech {
         self.begun.front().map(|(at, _)| *at)
     }
 
+    /// When ends that wait for others are to be said.
+    pub(crate) fn held_until(&self, journal: &Journal) -> Option<Moment> {
+        let is_rest_said = self.parts.is_empty() && self.renewals.is_empty() && !self.wants_journal;
+        self.events_since.filter(|_| is_rest_said && journal.waiting() >= ENOUGH).map(|since| since + END_WAIT)
+    }
+
     pub(crate) fn tell(&mut self, now: Moment, entry: JournalEntry) {
         if matches!(entry, JournalEntry::Started(_)) {
             self.begun.push_back((now + BEGINNING_WAIT, entry));
             return;
         }
         self.begun.retain(|(_, begun)| begun.key() != entry.key());
-        self.push(entry);
+        self.push(now, entry);
     }
 
     /// What has waited long enough is to be said.
     pub(crate) fn handle_timeout(&mut self, now: Moment) {
         while let Some((_, entry)) = self.begun.pop_front_if(|(at, _)| *at <= now) {
-            self.push(entry);
+            self.push(now, entry);
         }
     }
 
-    fn push(&mut self, entry: JournalEntry) {
+    fn push(&mut self, now: Moment, entry: JournalEntry) {
+        self.events_since.get_or_insert(now);
         if self.events.len() >= EVENTS_MAX {
             self.events.pop_front();
         }
@@ -122,8 +141,7 @@ impl Speech {
     ) -> Option<Envelope<FromSlave>> {
         if std::mem::take(&mut self.wants_journal) {
             // Events that wait are in it.
-            self.events.clear();
-            self.begun.clear();
+            self.forget_events();
             self.parts = self.journal_parts(session, journal.entries());
         }
         if let Some(part) = self.parts.pop_front() {
@@ -132,7 +150,9 @@ impl Speech {
         if let Some(lease) = self.renewals.pop_front() {
             return Some(self.identified(FromSlave::TaskLease(lease)));
         }
-        if let Some(events) = self.next_events() {
+        if self.held_until(journal).is_none_or(|until| until <= now)
+            && let Some(events) = self.next_events()
+        {
             return Some(self.identified(events));
         }
         let pieces = outputs.next_message(now);
@@ -174,6 +194,7 @@ impl Speech {
             }
         }
         self.events = left;
+        self.events_since.take_if(|_| self.events.is_empty());
         Some(of_one_kind(taken))
     }
 
@@ -226,8 +247,10 @@ fn of_one_kind(entries: Vec<JournalEntry>) -> FromSlave {
 
 #[cfg(test)]
 mod tests {
-    use rpicluster_core::journal::{Effect, Input};
-    use rpicluster_protocol::{Epoch, JobId, Outcome, TaskCancel, TaskFinished, TaskId, TaskStarted, parse_from_slave};
+    use rpicluster_core::journal::{Effect, Input, Verdict};
+    use rpicluster_protocol::{
+        Epoch, JobId, Outcome, TaskCancel, TaskFinished, TaskId, TaskOffer, TaskStarted, parse_from_slave,
+    };
 
     use super::*;
 
@@ -308,6 +331,36 @@ mod tests {
         assert_eq!(speech.poll_timeout(), None);
         let all = messages(said(&mut speech, &journal));
         assert!(matches!(&all[..], [FromSlave::TaskStarted(begun)] if begun[0].key == key(2)), "{all:?}");
+    }
+
+    #[test]
+    fn ends_wait_for_others_while_there_is_enough_to_do() {
+        let session = SessionId::from_random(1);
+        let offer = |index| {
+            let spec = serde_json::from_value(serde_json::json!({"kind": "exec", "argv": ["true"]})).unwrap();
+            let offer = TaskOffer { key: key(index), session: session.clone(), lease_ms: 60_000, spec };
+            Input::Offer { offer: Box::new(offer), verdict: Verdict::Run }
+        };
+        let mut journal = Journal::new(1, None);
+        let mut effects: Vec<Effect> = Vec::new();
+        journal.handle(NOW, Input::SessionBegan(session.clone()), &mut effects);
+        (0..=ENOUGH as u32).for_each(|index| journal.handle(NOW, offer(index), &mut effects));
+        assert_eq!(journal.waiting(), ENOUGH);
+        let mut speech = Speech::new(JournalId(7));
+        let folder = tempfile::tempdir().unwrap();
+        let mut outputs = Outputs::new(folder.path().to_owned());
+        let mut next = |speech: &mut Speech, now, journal: &Journal| {
+            speech.next(now, &session, journal, &mut outputs).map(|(leaf, payload)| parse_from_slave(leaf, &payload))
+        };
+        speech.tell(NOW, finished(8, "x"));
+        assert!(next(&mut speech, NOW, &journal).is_none());
+        assert_eq!(speech.held_until(&journal), Some(NOW + END_WAIT));
+        speech.tell(NOW + END_WAIT, finished(9, "x"));
+        let told = next(&mut speech, NOW + END_WAIT, &journal).unwrap().unwrap().message;
+        assert!(matches!(&told, FromSlave::TaskFinished(ends) if ends.len() == 2), "{told:?}");
+        assert_eq!(speech.held_until(&journal), None);
+        speech.tell(NOW, finished(10, "x"));
+        assert!(next(&mut speech, NOW, &Journal::new(1, None)).is_some(), "who has nothing more to do wants more");
     }
 
     #[test]

@@ -165,6 +165,7 @@ async fn a_master_that_comes_later_is_greeted() {
         boot_id: None,
         version: None,
         slots: None,
+        ahead: None,
         reason: None,
     };
     observer.tell(Topic::MasterState, &ToSlave::State(online).into());

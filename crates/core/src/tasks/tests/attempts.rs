@@ -149,6 +149,72 @@ fn what_may_not_run_twice_is_lost_and_a_late_result_settles_it() {
     assert_eq!(desk.acknowledged().len(), 1);
 }
 
+fn took(index: u32, millis: u64) -> JournalEntry {
+    let JournalEntry::Finished(end) = finished(index, 1, Outcome::Succeeded) else { panic!("an end") };
+    JournalEntry::Finished(Box::new(TaskFinished { duration_ms: millis, ..*end }))
+}
+
+/// A slave with one slot and room for three ahead, and a queue of that many tasks for it.
+fn ahead(queue: u32, adjust: fn(Step) -> Step) -> Desk {
+    let mut desk = Desk::new();
+    desk.up_with("a", "s1", Slots { at_once: 1, ahead: 3 });
+    desk.journal("a", "s1", Vec::new());
+    let inputs: Vec<String> = (0..queue).map(|index| index.to_string()).collect();
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    desk.submit(vec![adjust(step(&["a"], Some(&inputs)))]);
+    desk
+}
+
+#[test]
+fn short_tasks_of_a_long_queue_are_offered_ahead_and_no_others() {
+    let mut desk = ahead(20, |step| step);
+    assert_eq!(desk.offered().len(), 1, "nobody knows how long they take");
+    desk.event("a", took(0, 5));
+    assert_eq!(desk.offered().len(), 4);
+    for index in 1..16 {
+        desk.event("a", took(index, 5));
+    }
+    let begun = desk.states().iter().filter(|state| **state != TaskState::Queued).count();
+    assert_eq!(begun, 17, "the last ones are for whoever is free");
+    let others: [fn(Step) -> Step; 3] = [
+        |step| Step { batch: Some(9), ..step },
+        |step| Step { max_failures: Some(1), ..step },
+        |step| Step { inputs: step.inputs.map(|inputs| inputs[..5].to_vec()), ..step },
+    ];
+    for adjust in others {
+        let mut desk = ahead(20, adjust);
+        desk.event("a", took(0, 5));
+        assert_eq!(desk.offered().len(), 2, "one after the other");
+    }
+    let mut desk = ahead(20, |step| step);
+    desk.event("a", took(0, 5_000));
+    assert_eq!(desk.offered().len(), 2, "long ones");
+}
+
+#[test]
+fn nothing_is_offered_ahead_of_a_task_that_waits_for_a_slot() {
+    let mut desk = ahead(50, |step| step);
+    desk.event("a", took(0, 5));
+    assert_eq!(desk.offered().len(), 5);
+    desk.handle(TaskInput::Submit(JobId(2), spec(vec![step(&["a"], None)])));
+    for index in 1..6 {
+        desk.event("a", took(index, 5));
+    }
+    assert!(desk.offered().iter().any(|(name, index, attempt)| (name.as_str(), *index, *attempt) == ("a", 0, 1)));
+}
+
+#[test]
+fn what_waited_in_vain_goes_elsewhere_and_costs_no_retry() {
+    let mut desk = ahead(20, |step| step);
+    desk.event("a", took(0, 5));
+    desk.offered();
+    desk.event("a", rejected(2, 1, RejectReason::Waited));
+    assert_eq!(desk.state(2), TaskState::Queued);
+    assert_eq!(desk.offered(), [], "it is crowded");
+    desk.event("a", took(1, 5));
+    assert!(!desk.offered().is_empty());
+}
+
 /// Its slave has lost power before the end that it had told was durable there.
 #[test]
 fn what_contradicts_a_recorded_end_is_acknowledged_and_changes_nothing() {

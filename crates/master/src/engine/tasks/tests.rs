@@ -106,7 +106,7 @@ impl Bench {
 
     /// The slave is there, with an empty journal.
     fn come(&mut self, name: &str, slots: u32) {
-        self.desk.presence(&pi(), Some((session(name), slots)), self.now);
+        self.desk.presence(&pi(), Some((session(name), Slots { at_once: slots, ahead: 0 })), self.now);
         self.news(TaskNews::Journal(session(name), JournalId(1), Vec::new()));
     }
 
@@ -260,7 +260,7 @@ fn who_has_no_slots_gets_nothing_and_who_sends_no_journal_is_asked_for_it() {
     assert_eq!(bench.commit(), []);
     bench.pass(RESEND_MIN);
     assert_eq!(bench.desk.ask_for_journals(), BTreeSet::new());
-    bench.desk.presence(&pi(), Some((session("s2"), 1)), bench.now);
+    bench.desk.presence(&pi(), Some((session("s2"), Slots { at_once: 1, ahead: 0 })), bench.now);
     assert_eq!(bench.desk.ask_for_journals(), BTreeSet::new());
     bench.pass(RESEND_MIN);
     assert_eq!(bench.desk.ask_for_journals(), BTreeSet::from([pi()]));
