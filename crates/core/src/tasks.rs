@@ -296,6 +296,7 @@ impl Tasks {
             }
         }
         let (steps, tasks) = (job.steps.len() as u32, job.tasks.len() as u32);
+        self.ended.extend(job.ended.map(|_| id));
         self.jobs.insert(id, job);
         // Nothing that waits is left where a cancel was written with all that follows from it; a backup is another matter.
         for index in (0..tasks).filter(|_| canceled) {

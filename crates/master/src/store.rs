@@ -161,8 +161,8 @@ impl Store {
     }
 
     /// Jobs that have not ended.
-    pub(crate) fn unended_jobs(&self) -> Result<Vec<JobId>, StoreError> {
-        tasks::unended(&self.connection).map_err(|error| self.unreadable(error))
+    pub(crate) fn unsettled_jobs(&self) -> Result<Vec<JobId>, StoreError> {
+        tasks::unsettled(&self.connection).map_err(|error| self.unreadable(error))
     }
 
     /// A job, if it is there.

@@ -136,8 +136,12 @@ impl TaskDesk {
             shown_at: now.moment,
         };
         store.task_nodes()?.into_iter().for_each(|node| desk.tasks.restore_node(node));
-        for job in store.unended_jobs()? {
+        for job in store.unsettled_jobs()? {
             desk.restore(store, job, now)?;
+            // Of those that had ended before so many are kept as there is room for. What ends now is to be written first.
+            if desk.effects.is_empty() {
+                desk.tasks.forget_ended();
+            }
         }
         desk.collect();
         Ok(desk)

@@ -14,7 +14,7 @@ use super::json;
 mod load;
 mod sweep;
 
-pub(super) use load::{answer, has_job, job, newest, nodes, spec, tasks, tasks_in, totals, unended};
+pub(super) use load::{answer, has_job, job, newest, nodes, spec, tasks, tasks_in, totals, unsettled};
 use sweep::{free_output, sweep};
 
 /// The fourth version of the schema. A task that was never tried has no row.

@@ -151,6 +151,10 @@ impl Bench {
         rows.first().map_or(TaskState::Queued, |(_, task)| task.state)
     }
 
+    fn job_state(&self) -> JobState {
+        self.store.reader().job(JobId(1)).unwrap().unwrap().row.state
+    }
+
     /// Runs a job of one task that writes so much, to its end.
     fn run(&mut self, bytes: usize) -> JobId {
         let answer = self.submit(spec(1), None);
@@ -239,6 +243,28 @@ fn effects_wait_for_a_store_that_fails_and_leases_do_not() {
 }
 
 #[test]
+fn a_late_result_settles_a_lost_task_of_an_ended_job_also_after_a_restart() {
+    let mut bench = Bench::new();
+    bench.come("s1", 1);
+    drop(bench.submit(spec(1), None));
+    let key = bench.offers()[0].key;
+    bench.started(key);
+    bench.commit();
+    bench.desk.presence(&pi(), None, bench.now);
+    bench.pass(3 * LEASE);
+    bench.commit();
+    assert_eq!((bench.state(0), bench.job_state()), (TaskState::Lost, JobState::Failed));
+    let mut bench = bench.restart();
+    bench.desk.presence(&pi(), Some((session("s2"), Slots { at_once: 1, ahead: 0 })), bench.now);
+    let end = JournalEntry::Finished(Box::new(TaskFinished::new(key, 2, Outcome::Succeeded)));
+    bench.news(TaskNews::Journal(session("s2"), JournalId(1), vec![end]));
+    bench.commit();
+    assert_eq!((bench.state(0), bench.job_state()), (TaskState::Succeeded, JobState::Succeeded));
+    let bench = bench.restart();
+    assert!(bench.desk.tasks.job(JobId(1)).is_none(), "nothing of it can change any more");
+}
+
+#[test]
 fn the_same_key_is_the_same_job_also_within_a_batch_and_after_a_restart() {
     let mut bench = Bench::new();
     let answers =
@@ -322,7 +348,7 @@ fn an_ended_job_is_tried_again_as_far_as_it_failed() {
         bench.finished(offer.key, outcome, 0);
     }
     bench.commit();
-    assert_eq!(bench.store.unended_jobs().unwrap(), []);
+    assert_eq!(bench.store.unsettled_jobs().unwrap(), []);
     assert_eq!(bench.board.row(JobId(1)), None);
     let mut bench = bench.restart();
     bench.come("s2", 2);
@@ -331,7 +357,7 @@ fn an_ended_job_is_tried_again_as_far_as_it_failed() {
     let offers = bench.offers();
     assert_eq!(answer.try_recv().unwrap(), Ok(()));
     assert_eq!(offers.iter().map(|offer| (offer.key.task.index, offer.key.attempt)).collect::<Vec<_>>(), [(1, 2)]);
-    assert_eq!(bench.store.unended_jobs().unwrap(), [JobId(1)]);
+    assert_eq!(bench.store.unsettled_jobs().unwrap(), [JobId(1)]);
     bench.started(offers[0].key);
     bench.finished(offers[0].key, Outcome::Succeeded, 0);
     bench.commit();
@@ -340,7 +366,7 @@ fn an_ended_job_is_tried_again_as_far_as_it_failed() {
     let mut answer = bench.ask(retry);
     bench.commit();
     assert_eq!((answer.try_recv().unwrap(), bench.desk.tasks.task_count()), (Ok(()), 0));
-    assert_eq!(bench.store.unended_jobs().unwrap(), []);
+    assert_eq!(bench.store.unsettled_jobs().unwrap(), []);
 }
 
 #[test]

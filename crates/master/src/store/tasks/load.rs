@@ -26,8 +26,10 @@ pub(in crate::store) fn totals(connection: &Connection) -> Result<Totals, Unread
     Ok(totals)
 }
 
-pub(in crate::store) fn unended(connection: &Connection) -> Result<Vec<JobId>, Unreadable> {
-    let mut statement = connection.prepare("SELECT id FROM jobs WHERE ended_ms IS NULL ORDER BY id")?;
+/// Jobs that have not ended, and those of which a task is lost: they may still change.
+pub(in crate::store) fn unsettled(connection: &Connection) -> Result<Vec<JobId>, Unreadable> {
+    let sql = "SELECT id FROM jobs WHERE ended_ms IS NULL OR counts LIKE '%\"lost\"%' ORDER BY id";
+    let mut statement = connection.prepare(sql)?;
     let jobs = statement.query_map([], |row| row.get(0).map(JobId))?;
     Ok(jobs.collect::<Result<_, _>>()?)
 }
