@@ -1,4 +1,5 @@
 use std::fs;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Signal;
@@ -46,6 +47,19 @@ fn it_ends_by_itself_with_a_summary_and_leaves_nothing() {
     assert!(last["handled"].as_u64() >= Some(20), "{last}");
     none_is_left(&family);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "no files are left either");
+}
+
+#[test]
+fn the_command_that_it_shows_runs_on_all_of_its_slaves() {
+    let _alone = alone();
+    let (mut demo, _folder) = demo(&[]);
+    wait_until("all slaves are online", || demo.out().iter().filter(|line| line.ends_with(" is online")).count() == 3);
+    let shown = demo.out().iter().find_map(|line| line.trim().strip_prefix("work ").map(str::to_owned)).unwrap();
+    let output = Command::new("sh").args(["-c", &shown]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text.lines().filter(|line| line.contains("Linux")).count(), 3, "{output:?}");
+    demo.signal(Signal::INT);
+    assert_eq!(demo.wait_for_exit().code, Some(0));
 }
 
 #[test]

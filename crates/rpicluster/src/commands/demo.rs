@@ -131,9 +131,11 @@ impl<'a> Demo<'a> {
         format!(
             "A master with its broker and {slaves} slaves on this machine. Ctrl-C ends the demo.\n\n  \
              messages  mosquitto_sub -h {} -p {} -t 'rpicluster/#' -v\n  \
-             slaves    {url}{SLAVES_PATH}\n",
+             slaves    {url}{SLAVES_PATH}\n  \
+             work      {}\n",
             mqtt.ip(),
             mqtt.port(),
+            self.cluster.command(url, "uname -a"),
         )
     }
 

@@ -101,9 +101,12 @@ fn invitation(client: &MasterClient, page: &TokenPage, ttl: Duration) -> Result<
     let master = status.mqtt.get(CLUSTER_LISTENER).map_or_else(|| "MASTER".to_owned(), |address| reached_by(*address));
     let token = page.token.as_deref().unwrap_or_default();
     let id = page.slave.as_ref().map(|id| format!(" --id {id}")).unwrap_or_default();
-    let times = if page.uses_left == 1 { String::new() } else { format!(" on {} machines", page.uses_left) };
+    let machines = match page.uses_left {
+        1 => "the new machine".to_owned(),
+        many => format!("up to {many} new machines"),
+    };
     Ok(format!(
-        "Run this on the new machine{times}, within {}:\n\n  rpicluster slave --master {master}{id} --token {token}\n",
+        "Run this on {machines}, within {}:\n\n  rpicluster slave --master {master}{id} --token {token}\n",
         humantime::format_duration(ttl),
     ))
 }

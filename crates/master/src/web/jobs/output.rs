@@ -29,7 +29,10 @@ pub(super) async fn output(
     let offset = query.get("offset")?.unwrap_or(0);
     let spec = look(&site, move |reader| reader.spec(job)).await?.ok_or_else(|| unknown(job))?;
     if id.index >= spec.tasks() {
-        return Err(not_found(format!("task {id} is not known: job {job} has {} tasks", spec.tasks())));
+        return Err(not_found(format!(
+            "task {id} is not known: job {job} has tasks 0 to {}",
+            spec.tasks().saturating_sub(1)
+        )));
     }
     let attempt = match query.get("attempt")? {
         Some(attempt) => attempt,

@@ -65,6 +65,13 @@ impl Cluster {
         parse_addresses(&self.master.printed())
     }
 
+    /// The command that runs `work` on all slaves.
+    pub(super) fn command(&self, url: &MasterUrl, work: &str) -> String {
+        let program = std::env::current_exe().unwrap_or_else(|_| "rpicluster".into());
+        let state_dir = master_folder(&self.folder);
+        format!("{} run --url {url} --state-dir {} --on all -- {work}", program.display(), state_dir.display())
+    }
+
     /// What opens the API of the master.
     pub(super) fn api_token(&self) -> anyhow::Result<Hidden> {
         let path = local_token_file(&master_folder(&self.folder));

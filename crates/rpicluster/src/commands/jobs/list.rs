@@ -192,7 +192,16 @@ fn details(info: &JobInfo, trouble: &[TaskInfo], now: Timestamp) -> String {
     ];
     lines.extend(info.steps.iter().map(|step| {
         let name = step.name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
-        ("step", format!("{name}{} on {} ({} tasks)", step.work, step.on, step.tasks))
+        (
+            "step",
+            format!(
+                "{name}{} on {} ({} task{})",
+                step.work,
+                step.on,
+                step.tasks,
+                if step.tasks == 1 { "" } else { "s" }
+            ),
+        )
     }));
     let shown = lines.into_iter().filter(|(_, value)| !value.is_empty());
     let mut text = shown.map(|(name, value)| format!("{name:<9}  {}", Escaped(value))).collect::<Vec<_>>().join("\n");
