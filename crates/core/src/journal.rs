@@ -13,6 +13,7 @@ mod input;
 mod lease;
 mod record;
 mod restore;
+mod waiting;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::Moment;
 
 pub use input::{Effect, Input, Verdict};
 pub use record::{Before, Contents, Damage, Record, decode, encode, encode_beginning};
+pub use waiting::{AHEAD, AHEAD_WAIT};
 
 /// Attempts that a slave holds, running or not yet acknowledged; more are refused as `busy`.
 const HELD_MAX: usize = 4096;
@@ -36,10 +38,6 @@ const RESULT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const FORGOTTEN_MAX: usize = 65_536;
 /// Epochs that are over, so that a late message of theirs does not bring them back.
 const PAST_EPOCHS_MAX: usize = 8;
-/// Offers beyond the slots that are taken, to begin when one is free: what is short need not wait for the master.
-pub const AHEAD: u32 = 4;
-/// How long such an offer waits before it is given back.
-pub const AHEAD_WAIT: Duration = Duration::from_secs(1);
 /// How long an end that is told and not acknowledged may be without being durable.
 const END_WAIT: Duration = Duration::from_secs(1);
 /// How long a machine may take to go down once it has promised to.
@@ -298,42 +296,6 @@ impl Journal {
         }
     }
 
-    /// All slots are taken, and there is a place to wait for one.
-    fn has_room_ahead(&self) -> bool {
-        let is_full = self.slots > 0 && self.running >= self.slots;
-        is_full && self.alone.is_none() && self.ahead.len() < AHEAD as usize
-    }
-
-    fn wait(&mut self, key: AttemptKey, offer: Box<TaskOffer>, lease_end: Moment) {
-        let lease_ms = offer.lease_ms;
-        self.attempts.insert(key, Attempt::new(Phase::Waiting(offer), lease_end, lease_ms));
-    }
-
-    fn wait_alone(
-        &mut self,
-        now: Moment,
-        key: AttemptKey,
-        offer: Box<TaskOffer>,
-        lease_end: Moment,
-        effects: &mut Vec<Effect>,
-    ) {
-        while let Some((_, ahead)) = self.ahead.pop_front() {
-            self.refuse_waiting(now, ahead, RejectReason::Waited, effects);
-        }
-        self.alone = Some(key);
-        self.wait(key, offer, lease_end);
-    }
-
-    fn is_waiting(&self, key: AttemptKey) -> bool {
-        matches!(self.attempts.get(&key).map(|attempt| &attempt.phase), Some(Phase::Waiting(_)))
-    }
-
-    fn refuse_waiting(&mut self, now: Moment, key: AttemptKey, reason: RejectReason, effects: &mut Vec<Effect>) {
-        if self.is_waiting(key) {
-            self.refuse(now, key, reason, None, effects);
-        }
-    }
-
     /// Records that it begins; it is spawned when the record is durable.
     fn begin(
         &mut self,
@@ -483,37 +445,6 @@ impl Journal {
                 let began = attempt.settled.is_some();
                 finished.seq = if began { 2 } else { 1 };
                 self.record(now, JournalEntry::Finished(Box::new(finished)), effects);
-            }
-        }
-    }
-
-    /// Those that waited begin: for a slot, or one for all of them. Without a session their offers mean nothing.
-    fn begin_waiting(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        if self.session.is_none() {
-            return;
-        }
-        if let Some(key) = self.alone {
-            if self.running == 0 {
-                self.begin_one_waiting(now, key, true, effects);
-            }
-            return;
-        }
-        while self.running < self.slots
-            && let Some((_, key)) = self.ahead.pop_front()
-        {
-            self.begin_one_waiting(now, key, false, effects);
-        }
-    }
-
-    fn begin_one_waiting(&mut self, now: Moment, key: AttemptKey, alone: bool, effects: &mut Vec<Effect>) {
-        if !self.is_waiting(key) {
-            return;
-        }
-        if let Some(Attempt { phase: Phase::Waiting(offer), lease_end, .. }) = self.attempts.remove(&key) {
-            if now < lease_end {
-                self.begin(now, key, offer, lease_end, alone, effects);
-            } else {
-                self.refuse(now, key, RejectReason::Stale, None, effects);
             }
         }
     }
