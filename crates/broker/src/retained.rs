@@ -24,7 +24,7 @@ pub(crate) struct Retained {
 #[derive(Debug)]
 struct Kept {
     message: Message,
-    /// The how manieth it was.
+    /// How many had been put here before, and itself.
     number: u64,
 }
 
@@ -78,24 +78,23 @@ impl Retained {
         Walk { next: literal_prefix(filter).into(), newest: self.stored }
     }
 
-    /// Goes on along a way of `filter` for at most so many messages, for as long as each one that matches is taken. Whether
-    /// there is more.
+    /// Goes on along a way of `filter` for as long as each message that matches is taken, and there are `looks` left, of which
+    /// each message costs one. Whether there is more.
     pub(crate) fn go_on(
         &self,
         filter: &str,
         walk: &mut Walk,
-        most: usize,
+        looks: &mut usize,
         mut take: impl FnMut(&Message) -> ControlFlow<()>,
     ) -> bool {
         let from = |start: &[u8]| self.messages.range::<[u8], _>((Bound::Included(start), Bound::Unbounded));
         let mut rest = from(&walk.next);
-        let mut looks = 0;
         while let Some(Kept { message, number }) = rest.next() {
-            if looks == most {
+            let Some(left) = looks.checked_sub(1) else {
                 walk.next = message.topic_bytes().into();
                 return true;
-            }
-            looks += 1;
+            };
+            *looks = left;
             match standing(filter, message.topic()) {
                 Standing::Matches if *number > walk.newest => {}
                 Standing::Matches => {
@@ -168,7 +167,7 @@ mod tests {
     fn topics(retained: &Retained, filter: &str) -> Vec<String> {
         let mut found = Vec::new();
         let mut walk = retained.walk(filter);
-        while retained.go_on(filter, &mut walk, 2, |message| {
+        while retained.go_on(filter, &mut walk, &mut 2, |message| {
             found.push(message.topic().to_owned());
             ControlFlow::Continue(())
         }) {}
@@ -220,7 +219,7 @@ mod tests {
         let mut found = Vec::new();
         let mut step = |retained: &Retained, room: usize| {
             let before = found.len();
-            let more = retained.go_on("#", &mut walk, usize::MAX, |message| {
+            let more = retained.go_on("#", &mut walk, &mut usize::MAX.clone(), |message| {
                 if found.len() == before + room {
                     return ControlFlow::Break(());
                 }

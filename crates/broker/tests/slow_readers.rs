@@ -314,3 +314,28 @@ async fn retained_messages_come_as_fast_as_they_are_read_and_none_is_dropped() {
         assert_eq!((broker.stat("queue_overflows"), broker.stat("dropped_slow_reader")), (0, 0));
     }
 }
+
+/// Hardly more than one packet may wait for a client, and nothing gives way for what is retained.
+#[tokio::test]
+async fn long_retained_messages_come_one_after_the_other_where_little_may_wait() {
+    for v5 in BOTH {
+        let broker = TestBroker::start(|config| {
+            config.limits.packet_bytes = 1024;
+            config.limits.queue_bytes = 1500;
+        })
+        .await;
+        let mut publisher = Raw::connect(&broker, v5, "p").await;
+        for number in 0..20 {
+            publisher.complete(&format!("t/{number:02}"), &"x".repeat(900), 1, true).await;
+        }
+        for qos in 0..=2 {
+            let mut subscriber = Raw::connect(&broker, v5, "s").await;
+            subscriber.subscribe("#", qos).await;
+            for number in 0..20 {
+                assert_eq!(subscriber.take().await.topic, format!("t/{number:02}"));
+            }
+            subscriber.leave().await;
+        }
+        assert_eq!((broker.stat("queue_overflows"), broker.stat("dropped_slow_reader")), (0, 0));
+    }
+}

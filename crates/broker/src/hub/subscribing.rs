@@ -5,9 +5,11 @@ use std::ops::ControlFlow;
 use tracing::info;
 
 use super::{Attachment, Hub, Queued, lock};
-use crate::client::{Client, Session};
+use crate::client::{Client, Pushed, Session};
 use crate::codec::{RetainHandling, reason};
+use crate::config::Limits;
 use crate::message::Message;
+use crate::stats::Stats;
 use crate::subscriptions::Wish;
 use crate::sys;
 use crate::topic::{is_valid_filter, matches, quoted};
@@ -18,7 +20,8 @@ const LOOKS: usize = 500;
 const BYTES_AHEAD: usize = 16 * 1024;
 
 impl Hub {
-    /// Adds a subscription; the retained messages that it asks for are [handed over](Hub::hand_over) from now on. The reason code for SUBACK.
+    /// Adds a subscription; the retained messages that it asks for are [handed over](Hub::hand_over) from now on. The reason
+    /// code for SUBACK.
     pub(crate) fn subscribe(&self, attachment: &mut Attachment, filter: &str, wish: Wish) -> u8 {
         let Attachment { client, session, permissions, .. } = attachment;
         let refusal = if !is_valid_filter(filter, self.limits.filter_levels) {
@@ -82,9 +85,13 @@ impl Hub {
         !attachment.session.walks.is_empty() && self.has_room(&attachment.client)
     }
 
+    /// One more may wait for the client, whatever its size, without another one giving way.
     fn has_room(&self, client: &Client) -> bool {
+        let Limits { queue_messages, queue_bytes, packet_bytes, .. } = self.limits;
         let (messages, bytes) = client.waiting();
-        messages <= self.limits.queue_messages / 4 && bytes < BYTES_AHEAD
+        // A message is a little longer than its packet.
+        let is_next_free = messages <= queue_messages / 4 && bytes + 2 * packet_bytes <= queue_bytes;
+        messages == 0 || (is_next_free && bytes < BYTES_AHEAD)
     }
 
     /// Queues some of the retained messages that the client's subscriptions asked for, as many as have room: it is given
@@ -92,16 +99,21 @@ impl Hub {
     pub(crate) fn hand_over(&self, attachment: &mut Attachment) {
         let Attachment { client, session, .. } = attachment;
         let Session { subscriptions, walks, .. } = &mut **session;
+        let mut looks = LOOKS;
         while let Some(mut entry) = walks.first_entry()
             && self.has_room(client)
         {
             let filter = entry.key().clone();
             let more = subscriptions.get(&filter).is_some_and(|wish| {
-                lock(&self.table).retained.go_on(&filter, entry.get_mut(), LOOKS, |message| {
+                lock(&self.table).retained.go_on(&filter, entry.get_mut(), &mut looks, |message| {
                     if !self.has_room(client) {
                         return ControlFlow::Break(());
                     }
-                    self.queue(client, retained(message, *wish));
+                    if self.queue(client, retained(message, *wish)) == Pushed::Overflow {
+                        // It is longer than all that may wait.
+                        Stats::add(&self.stats.queue_overflows, 1);
+                        client.close(reason::QUOTA_EXCEEDED);
+                    }
                     ControlFlow::Continue(())
                 })
             });
