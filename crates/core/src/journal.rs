@@ -51,7 +51,7 @@ pub struct Journal {
     attempts: HashMap<AttemptKey, Attempt>,
     /// How many occupy a slot.
     running: u32,
-    /// Offers that wait for a slot, and until when; some may be over.
+    /// Offers that wait for a slot, and until when.
     ahead: VecDeque<(Moment, AttemptKey)>,
     /// The one that boots the machine, waiting or running.
     alone: Option<AttemptKey>,
@@ -129,9 +129,14 @@ impl Journal {
         self.attempts.values().filter_map(|attempt| attempt.newest())
     }
 
-    /// Whether something waits for records to become durable.
-    pub fn needs_sync(&self) -> bool {
-        !self.unsynced.is_empty()
+    /// From when on records are to be durable; nothing waits for that if there is no such time.
+    pub fn sync_due(&mut self) -> Option<Moment> {
+        if !self.unsynced.is_empty() {
+            return Some(Moment::default());
+        }
+        // What is forgotten was acknowledged.
+        while self.told_early.pop_front_if(|(_, _, key)| !self.attempts.contains_key(key)).is_some() {}
+        self.told_early.front().map(|(at, ..)| *at)
     }
 
     /// How many records there have been.
@@ -159,9 +164,8 @@ impl Journal {
         self.session.as_ref()?;
         let resend = self.resends.first().map(|(at, _)| *at);
         let boot = self.alone.and_then(|key| self.attempts.get(&key)?.boot_wait_end);
-        let early = self.told_early.front().map(|(at, ..)| *at);
         let ahead = self.ahead.front().map(|(until, _)| *until);
-        [resend, self.renew_at, boot, early, ahead].into_iter().flatten().min()
+        [resend, self.renew_at, boot, ahead].into_iter().flatten().min()
     }
 
     /// Takes what happened.
@@ -186,9 +190,6 @@ impl Journal {
         if self.session.is_none() {
             return;
         }
-        while let Some((_, record, key)) = self.told_early.pop_front_if(|(at, ..)| *at <= now) {
-            self.await_sync(record, key);
-        }
         while let Some((at, key)) = self.resends.first().copied().filter(|(at, _)| *at <= now) {
             self.resends.remove(&(at, key));
             if let Some(attempt) = self.attempts.get_mut(&key)
@@ -202,7 +203,7 @@ impl Journal {
             self.renew(now, effects);
         }
         while let Some((_, key)) = self.ahead.pop_front_if(|(until, _)| *until <= now) {
-            self.refuse_waiting(now, key, RejectReason::Waited, effects);
+            self.refuse(now, key, RejectReason::Waited, None, effects);
         }
         if let Some(key) = self.alone
             && self.attempts.get(&key).and_then(|attempt| attempt.boot_wait_end).is_some_and(|end| end <= now)
@@ -217,8 +218,8 @@ impl Journal {
         // Their offers were of another session, and are stale now.
         self.forgotten.clear();
         self.forgotten_order.clear();
-        let waiting: Vec<AttemptKey> = self.ahead.drain(..).map(|(_, key)| key).chain(self.alone).collect();
-        for key in waiting {
+        self.drop_ahead();
+        if let Some(key) = self.alone {
             self.refuse_waiting(now, key, RejectReason::Stale, effects);
         }
         effects.push(Effect::TellJournal);
@@ -232,19 +233,10 @@ impl Journal {
         self.renew(now, effects);
     }
 
-    /// Nobody acknowledges what was told from now on.
     fn end_session(&mut self) {
         self.session = None;
-        while let Some((_, record, key)) = self.told_early.pop_front() {
-            self.await_sync(record, key);
-        }
-    }
-
-    /// That record is to be durable, unless what it is of is forgotten.
-    fn await_sync(&mut self, record: u64, key: AttemptKey) {
-        if record > self.synced && self.attempts.contains_key(&key) {
-            self.unsynced.push_back((record, key));
-        }
+        // Nobody acknowledges what was told.
+        self.told_early.iter_mut().for_each(|(at, ..)| *at = Moment::default());
     }
 
     fn handle_offer(&mut self, now: Moment, offer: Box<TaskOffer>, verdict: Verdict, effects: &mut Vec<Effect>) {
@@ -454,6 +446,7 @@ impl Journal {
             self.running -= 1;
         }
         self.alone.take_if(|alone| *alone == key);
+        self.ahead.retain(|(_, waiting)| *waiting != key);
         if self.running == 0 {
             self.renew_at = None;
         }

@@ -40,7 +40,7 @@ const DECLINED_WAIT: Duration = Duration::from_secs(1);
 const DECLINED_MAX: u32 = 50;
 
 /// How many tasks are kept, with their jobs, after the end because the slave of a lost one may still tell how it went.
-const KEPT_TASKS_MAX: usize = 100_000;
+pub const KEPT_TASKS_MAX: usize = 100_000;
 
 /// Why the tasks of a canceled job are.
 const JOB_CANCELED: &str = "the job was canceled";

@@ -160,9 +160,9 @@ impl Store {
         self.save_all(slaves, changes, &TaskRows::default()).map(drop)
     }
 
-    /// Jobs that have not ended.
-    pub(crate) fn unsettled_jobs(&self) -> Result<Vec<JobId>, StoreError> {
-        tasks::unsettled(&self.connection).map_err(|error| self.unreadable(error))
+    /// Jobs that may still change: all that have not ended, and the newest with lost tasks, with no more than so many tasks.
+    pub(crate) fn unsettled_jobs(&self, tasks_max: usize) -> Result<Vec<JobId>, StoreError> {
+        tasks::unsettled(&self.connection, tasks_max).map_err(|error| self.unreadable(error))
     }
 
     /// A job, if it is there.

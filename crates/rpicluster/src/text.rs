@@ -1,8 +1,13 @@
-//! Text from elsewhere (slaves, files, the environment) made safe for a terminal and a log file.
+//! Text for people: from elsewhere (slaves, files, the environment) made safe for a terminal and a log file, and counts in words.
 
 use std::convert::Infallible;
 use std::fmt::{self, Write};
 use std::str::FromStr;
+
+/// So many of something, as in `3 tasks`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
 
 /// Prints what the inner value prints, with every character that could start a new line, move the cursor or reorder the
 /// text replaced by its escape.

@@ -12,6 +12,7 @@ use crate::Moment;
 pub const AHEAD: u32 = 4;
 /// How long such an offer waits before it is given back.
 pub const AHEAD_WAIT: Duration = Duration::from_secs(1);
+
 impl Journal {
     /// All slots are taken, and there is a place to wait for one.
     pub(super) fn has_room_ahead(&self) -> bool {
@@ -33,10 +34,18 @@ impl Journal {
         effects: &mut Vec<Effect>,
     ) {
         while let Some((_, ahead)) = self.ahead.pop_front() {
-            self.refuse_waiting(now, ahead, RejectReason::Waited, effects);
+            self.refuse(now, ahead, RejectReason::Waited, None, effects);
         }
         self.alone = Some(key);
         self.wait(key, offer, lease_end);
+    }
+
+    /// Offers of a session that is over are nothing: its journal does not hold them, which tells the master that they never
+    /// began.
+    pub(super) fn drop_ahead(&mut self) {
+        for (_, key) in self.ahead.drain(..) {
+            self.attempts.remove(&key);
+        }
     }
 
     fn is_waiting(&self, key: AttemptKey) -> bool {

@@ -41,13 +41,16 @@ impl Tasks {
                 let seq = rejected.seq;
                 if is_open {
                     match rejected.reason {
-                        RejectReason::Stale | RejectReason::Busy => self.give_back(now, id, Cause::Declined, effects),
-                        RejectReason::Waited => {
+                        RejectReason::Waited if self.gives_back_ahead(slave) => {
                             self.give_back(now, id, Cause::NeverBegan, effects);
-                            self.nodes.entry(slave.clone()).or_default().is_crowded = true;
+                        }
+                        RejectReason::Stale | RejectReason::Busy | RejectReason::Waited => {
+                            self.give_back(now, id, Cause::Declined, effects);
                         }
                         reason => {
-                            task.reason = Some(rejected.detail.unwrap_or_else(|| reject_words(reason).to_owned()));
+                            if let Some(task) = self.task_mut(id) {
+                                task.reason = Some(rejected.detail.unwrap_or_else(|| reject_words(reason).to_owned()));
+                            }
                             self.close(id);
                             self.set(now, id, Cause::Rejected, TaskState::Rejected, effects);
                         }
@@ -70,12 +73,20 @@ impl Tasks {
                 let seq = finished.seq;
                 if is_open || matches!(state, TaskState::Lost | TaskState::Backoff | TaskState::Queued) {
                     self.settle(now, id, finished, effects);
-                } else {
+                } else if task.result.is_none() {
                     effects.push(TaskEffect::LateResult(finished));
                 }
                 self.acknowledge(slave, key, seq, effects);
             }
         }
+    }
+
+    /// The slave has more than its slots hold, and gives some of it back: nothing more is offered ahead there for now. One
+    /// that says so of what fits into its slots declines.
+    fn gives_back_ahead(&mut self, slave: &SlaveId) -> bool {
+        let Some(node) = self.nodes.get_mut(slave) else { return false };
+        node.is_crowded = true;
+        node.open.len() > node.slots.at_once as usize
     }
 
     /// What is said of an attempt that is not the latest of a task: it must not run, and may be forgotten.

@@ -205,8 +205,9 @@ impl Job {
         self.is_due(step) == Some(true) && self.steps.get(step as usize).is_some_and(|state| state.stopped.is_none())
     }
 
-    /// A task has taken so long.
+    /// A task has taken so long, as its slave says.
     pub(crate) fn note_duration(&mut self, index: u32, millis: u64) {
+        let millis = millis.min(u64::from(u32::MAX));
         if let Some((step, _)) = self.spec.locate(index)
             && let Some(state) = self.steps.get_mut(step as usize)
         {

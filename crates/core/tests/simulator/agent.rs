@@ -35,7 +35,11 @@ impl World {
     }
 
     pub(super) fn sync_soon(&mut self, node: usize) {
-        let Some(journal) = self.nodes[node].journal.as_ref().filter(|journal| journal.needs_sync()) else { return };
+        let now = Moment::from_millis(self.clock);
+        let Some(journal) = self.nodes[node].journal.as_mut() else { return };
+        if journal.sync_due().is_none_or(|at| at > now) {
+            return;
+        }
         let (records, start) = (journal.recorded(), self.nodes[node].start);
         self.within(15, Event::Synced(node, start, records));
         if self.bug == Some(Bug::SpawnBeforeSync) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpicluster_core::Moment;
-use rpicluster_core::journal::{Effect, Input, Verdict};
+use rpicluster_core::journal::{Effect, Input, Journal, Verdict};
 use rpicluster_core::tasks::{JobSpec, Slots, Step, TaskEffect, TaskInput};
 use rpicluster_protocol::{
     AttemptKey, Epoch, JobId, JournalEntry, JournalId, Outcome, SessionId, Stream, TaskAck, TaskCancel, TaskFinished,
@@ -326,7 +326,8 @@ impl World {
     /// Puts what is due next among the events.
     fn arm(&mut self) {
         for node in 0..self.nodes.len() {
-            let due = self.nodes[node].journal.as_ref().and_then(|journal| journal.poll_timeout());
+            let due = |journal: &mut Journal| journal.poll_timeout().into_iter().chain(journal.sync_due()).min();
+            let due = self.nodes[node].journal.as_mut().and_then(due);
             let Some(due) = due.map(|due| due.as_millis().max(self.clock + 1)) else { continue };
             if self.node_timers.insert(node, due) != Some(due) {
                 self.at(due - self.clock, Event::NodeTimer(node));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpicluster_core::Moment;
-use rpicluster_core::tasks::{JobRecord, Now, Slots, TaskEffect, TaskInput, Tasks};
+use rpicluster_core::tasks::{JobRecord, KEPT_TASKS_MAX, Now, Slots, TaskEffect, TaskInput, Tasks};
 use rpicluster_protocol::limits::{LEASE, SLOTS_MAX};
 use rpicluster_protocol::{
     AttemptKey, Epoch, JobId, JobState, JournalEntry, JournalId, SessionId, SlaveId, TaskFinished, TaskId, TaskLease,
@@ -136,12 +136,8 @@ impl TaskDesk {
             shown_at: now.moment,
         };
         store.task_nodes()?.into_iter().for_each(|node| desk.tasks.restore_node(node));
-        for job in store.unsettled_jobs()? {
+        for job in store.unsettled_jobs(KEPT_TASKS_MAX)? {
             desk.restore(store, job, now)?;
-            // Of those that had ended before so many are kept as there is room for. What ends now is to be written first.
-            if desk.effects.is_empty() {
-                desk.tasks.forget_ended();
-            }
         }
         desk.collect();
         Ok(desk)

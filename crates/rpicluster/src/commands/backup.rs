@@ -9,6 +9,7 @@ use crate::cli::BackupArgs;
 use crate::config::load;
 use crate::exit::{Exit, Failure};
 use crate::output::print_line;
+use crate::text::counted;
 
 /// Writes the backup.
 ///
@@ -60,8 +61,4 @@ fn folder(args: &BackupArgs) -> Result<(PathBuf, Option<PathBuf>), Failure> {
 
 fn failure(error: BackupError) -> Failure {
     Failure::new(Exit::Failed, error.to_string())
-}
-
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }

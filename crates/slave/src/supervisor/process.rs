@@ -115,11 +115,8 @@ impl Process {
                 arguments.push(own_script(folder, script)?);
                 arguments.extend(after_script);
             }
-            let cwd = match (&program.cwd, &own_folder) {
-                (Some(cwd), _) => checked_cwd(cwd)?,
-                (None, Some(folder)) => folder.path.clone(),
-                (None, None) => program.folder.clone(),
-            };
+            let own = own_folder.as_ref().map_or(&program.folder, |folder| &folder.path);
+            let cwd = program.cwd.as_deref().map_or_else(|| Ok(own.clone()), checked_cwd)?;
             let mut child = spawn(&program, &arguments, &cwd, stdin.is_some())?;
             let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
             let pidfd = Pid::from_raw(pid).ok_or_else(|| io::Error::other("a process without a number"));

@@ -166,8 +166,9 @@ impl Engine {
     }
 
     /// When to wake up if nothing comes: never for what could not be done then, or it would wake at once for ever.
-    fn poll_timeout(&self, now: Moment) -> Option<Moment> {
-        let disk = self.disk_retry_at.or(self.lazy_at);
+    fn poll_timeout(&mut self, now: Moment) -> Option<Moment> {
+        let due = self.lazy_at.into_iter().chain(self.journal.sync_due()).min();
+        let disk = self.disk_retry_at.or(due);
         let may_repeat = self.session.is_some() && self.speech.is_empty();
         let repeats = [self.speech.poll_timeout(), self.outputs.poll_timeout(), self.journal.poll_timeout()];
         let held = self.speech.held_until(&self.journal).filter(|until| self.session.is_some() && *until > now);
@@ -401,7 +402,7 @@ impl Engine {
             return;
         }
         let mut is_due = self.lazy_at.is_some_and(|at| at <= now) || self.disk_retry_at.is_some();
-        while is_due || self.journal.needs_sync() {
+        while is_due || self.journal.sync_due().is_some_and(|at| at <= now) {
             is_due = false;
             if !self.write(now, true) {
                 return;

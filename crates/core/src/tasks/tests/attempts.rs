@@ -215,6 +215,24 @@ fn what_waited_in_vain_goes_elsewhere_and_costs_no_retry() {
     assert!(!desk.offered().is_empty());
 }
 
+/// A slave that says so of what it has slots for would be offered it again at once, for ever.
+#[test]
+fn what_waited_in_vain_in_a_free_slot_was_declined() {
+    let mut desk = ahead(20, |step| step);
+    desk.offered();
+    desk.event("a", rejected(0, 1, RejectReason::Waited));
+    assert_eq!(desk.state(0), TaskState::Backoff);
+}
+
+#[test]
+fn whatever_a_slave_says_of_its_time_is_taken_calmly() {
+    let mut desk = ahead(20, |step| step);
+    for index in 0..3 {
+        desk.event("a", took(index, u64::MAX));
+    }
+    assert_eq!(desk.states()[..3], [TaskState::Succeeded; 3]);
+}
+
 /// Its slave has lost power before the end that it had told was durable there.
 #[test]
 fn what_contradicts_a_recorded_end_is_acknowledged_and_changes_nothing() {
@@ -228,6 +246,7 @@ fn what_contradicts_a_recorded_end_is_acknowledged_and_changes_nothing() {
     desk.journal("a", "s2", vec![finished(0, 1, Outcome::Lost)]);
     assert_eq!(desk.state(0), TaskState::Succeeded);
     assert_eq!(desk.acknowledged().len(), 1, "so that the slave forgets it");
+    assert!(!desk.effects.iter().any(|effect| matches!(effect, TaskEffect::LateResult(_))), "it is known already");
     assert!(desk.offered().iter().all(|(_, _, attempt)| *attempt == 1));
 }
 

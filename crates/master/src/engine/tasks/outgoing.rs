@@ -130,7 +130,8 @@ impl OfSlave {
 
     fn acks_due(&self) -> Moment {
         // More output follows what is acknowledged of it.
-        let is_urgent = self.acks.len() >= TOGETHER_MAX || self.acks.values().any(|ack| ack.stdout + ack.stderr > 0);
+        let is_urgent =
+            self.acks.len() >= TOGETHER_MAX || self.acks.values().any(|ack| ack.stdout > 0 || ack.stderr > 0);
         self.acks_since.filter(|_| !is_urgent).map_or(Moment::default(), |since| since + ACK_WAIT)
     }
 
@@ -225,6 +226,15 @@ mod tests {
         }
         assert_eq!(messages(&mut outgoing), [ToSlave::TaskAck(vec![ack(0, 2, 9), ack(1, 1, 0)])]);
         assert_eq!(outgoing.poll_timeout(), None);
+    }
+
+    /// A slave may say of an attempt that nobody knows that it wrote whatever it likes.
+    #[test]
+    fn acknowledgements_of_any_length_are_said() {
+        let mut outgoing = Outgoing::default();
+        let ack = TaskAck { key: key(0), seq: 2, stdout: u64::MAX, stderr: u64::MAX };
+        outgoing.take(TaskEffect::Ack(slave(), ack));
+        assert_eq!(messages(&mut outgoing), [ToSlave::TaskAck(vec![ack])]);
     }
 
     #[test]

@@ -254,6 +254,7 @@ fn a_late_result_settles_a_lost_task_of_an_ended_job_also_after_a_restart() {
     bench.pass(3 * LEASE);
     bench.commit();
     assert_eq!((bench.state(0), bench.job_state()), (TaskState::Lost, JobState::Failed));
+    assert_eq!(bench.store.unsettled_jobs(0).unwrap(), [], "no more than there is room for");
     let mut bench = bench.restart();
     bench.desk.presence(&pi(), Some((session("s2"), Slots { at_once: 1, ahead: 0 })), bench.now);
     let end = JournalEntry::Finished(Box::new(TaskFinished::new(key, 2, Outcome::Succeeded)));
@@ -348,7 +349,7 @@ fn an_ended_job_is_tried_again_as_far_as_it_failed() {
         bench.finished(offer.key, outcome, 0);
     }
     bench.commit();
-    assert_eq!(bench.store.unsettled_jobs().unwrap(), []);
+    assert_eq!(bench.store.unsettled_jobs(KEPT_TASKS_MAX).unwrap(), []);
     assert_eq!(bench.board.row(JobId(1)), None);
     let mut bench = bench.restart();
     bench.come("s2", 2);
@@ -357,7 +358,7 @@ fn an_ended_job_is_tried_again_as_far_as_it_failed() {
     let offers = bench.offers();
     assert_eq!(answer.try_recv().unwrap(), Ok(()));
     assert_eq!(offers.iter().map(|offer| (offer.key.task.index, offer.key.attempt)).collect::<Vec<_>>(), [(1, 2)]);
-    assert_eq!(bench.store.unsettled_jobs().unwrap(), [JobId(1)]);
+    assert_eq!(bench.store.unsettled_jobs(KEPT_TASKS_MAX).unwrap(), [JobId(1)]);
     bench.started(offers[0].key);
     bench.finished(offers[0].key, Outcome::Succeeded, 0);
     bench.commit();
@@ -366,7 +367,7 @@ fn an_ended_job_is_tried_again_as_far_as_it_failed() {
     let mut answer = bench.ask(retry);
     bench.commit();
     assert_eq!((answer.try_recv().unwrap(), bench.desk.tasks.task_count()), (Ok(()), 0));
-    assert_eq!(bench.store.unsettled_jobs().unwrap(), []);
+    assert_eq!(bench.store.unsettled_jobs(KEPT_TASKS_MAX).unwrap(), []);
 }
 
 #[test]

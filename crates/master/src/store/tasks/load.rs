@@ -26,11 +26,19 @@ pub(in crate::store) fn totals(connection: &Connection) -> Result<Totals, Unread
     Ok(totals)
 }
 
-/// Jobs that have not ended, and those of which a task is lost: they may still change.
-pub(in crate::store) fn unsettled(connection: &Connection) -> Result<Vec<JobId>, Unreadable> {
-    let sql = "SELECT id FROM jobs WHERE ended_ms IS NULL OR counts LIKE '%\"lost\"%' ORDER BY id";
-    let mut statement = connection.prepare(sql)?;
-    let jobs = statement.query_map([], |row| row.get(0).map(JobId))?;
+/// Jobs that may still change: those that have not ended, and the newest of those of which a task is lost, with no more
+/// than so many tasks together.
+pub(in crate::store) fn unsettled(connection: &Connection, tasks_max: usize) -> Result<Vec<JobId>, Unreadable> {
+    let mut statement = connection.prepare(
+        "SELECT id FROM jobs WHERE ended_ms IS NULL
+        UNION
+        SELECT id FROM (
+            SELECT id, sum((SELECT sum(value) FROM json_each(counts))) OVER (ORDER BY id DESC) AS tasks
+            FROM jobs WHERE ended_ms IS NOT NULL AND counts LIKE '%\"lost\"%'
+        ) WHERE tasks <= ?1
+        ORDER BY id",
+    )?;
+    let jobs = statement.query_map([i64::try_from(tasks_max).unwrap_or(i64::MAX)], |row| row.get(0).map(JobId))?;
     Ok(jobs.collect::<Result<_, _>>()?)
 }
 

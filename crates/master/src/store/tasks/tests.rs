@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use rpicluster_core::tasks::JobSpec;
+use rpicluster_core::tasks::{JobSpec, KEPT_TASKS_MAX};
 use rpicluster_protocol::{AttemptKey, Epoch, Outcome};
 
 use super::*;
@@ -108,7 +108,7 @@ fn what_was_written_of_jobs_is_there_when_it_is_opened_again() {
     assert_eq!(store.task_nodes().unwrap(), [node]);
     assert_eq!(store.answer("key").unwrap().as_deref(), Some("the answer"));
     assert_eq!(store.answer("another").unwrap(), None);
-    assert_eq!(store.unsettled_jobs().unwrap(), [JobId(1)]);
+    assert_eq!(store.unsettled_jobs(KEPT_TASKS_MAX).unwrap(), [JobId(1)]);
     assert_eq!(store.totals().unwrap(), Totals { last_job: 1, ..Totals::default() });
     let reader = store.reader();
     assert_eq!(reader.tasks_in(JobId(1), TaskState::Failed, 0, 9).unwrap().len(), 1);

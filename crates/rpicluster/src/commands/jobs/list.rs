@@ -14,6 +14,7 @@ use crate::http::MasterClient;
 use crate::output::print_line;
 use crate::table::{elapsed, plain};
 use crate::text::Escaped;
+use crate::text::counted;
 
 /// So many tasks are asked for at once.
 const PAGE: u32 = 1000;
@@ -192,16 +193,7 @@ fn details(info: &JobInfo, trouble: &[TaskInfo], now: Timestamp) -> String {
     ];
     lines.extend(info.steps.iter().map(|step| {
         let name = step.name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
-        (
-            "step",
-            format!(
-                "{name}{} on {} ({} task{})",
-                step.work,
-                step.on,
-                step.tasks,
-                if step.tasks == 1 { "" } else { "s" }
-            ),
-        )
+        ("step", format!("{name}{} on {} ({})", step.work, step.on, counted(step.tasks as usize, "task")))
     }));
     let shown = lines.into_iter().filter(|(_, value)| !value.is_empty());
     let mut text = shown.map(|(name, value)| format!("{name:<9}  {}", Escaped(value))).collect::<Vec<_>>().join("\n");
